@@ -32,7 +32,6 @@ from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.data.tokenizing.tokenize import prepare
 from ftcli.kernels.lora import fuse_lora
 from ftcli.models.batches import Row
-from ftcli.models.load import shape_of
 from ftcli.runs.folder import RunFolder
 from ftcli.training.building import build_trainer
 from ftcli.training.collators import Collator, PackingCollator, PaddingCollator
@@ -111,7 +110,7 @@ def build(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
     model = open_model(loaded.recipe)
     run = RunFolder(work / "run")
     prepared = prepare(loaded.recipe, model.renderer, run.data, Terminal())
-    plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
+    plan = make_plan(loaded.recipe, model.architecture, RowStatistics.of(prepared), model.hardware)
     job = TrainJob(loaded.recipe, loaded.path, model, prepared, plan, run)
     trainer = build_trainer(job)
     trainer.model.train()
@@ -263,13 +262,17 @@ def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> tuple[
     updates = sum(
         weight.numel() for name, weight in trainer.model.named_parameters() if "lora_" in name
     )
-    shape = shape_of(trainer.model)
-    assert shape is not None
+    architecture = trainer.architecture
     share = isinstance(trainer.collator, PackingCollator) and trainer.collator.share_prefix
     seen = sum(
         _seen_keys([examples[row]["input_ids"] for row in part.rows], share) for part in parts
     )
-    attention = 3 * 2 * seen * shape.heads * shape.head_dim * shape.layers
+    heads = sum(
+        len(kind.layers) * call.heads * call.key_width
+        for kind in architecture.kinds
+        for call in kind.attention
+    )
+    attention = 3 * 2 * seen * heads
     base = 2.0 * passes * (tokens * layers + labels * head)
     return base, 2.0 * (3 * tokens * updates + attention)
 

@@ -52,7 +52,7 @@ def _train(loaded: RecipeFile, run: RunFolder) -> tuple[int, StepMemory]:
     model = open_model(loaded.recipe)
     prepared = prepare(loaded.recipe, model.renderer, run.data, Terminal())
     hardware = replace(model.hardware, free_bytes=NO_LIMIT_BYTES)
-    plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), hardware)
+    plan = make_plan(loaded.recipe, model.architecture, RowStatistics.of(prepared), hardware)
     memory = StepMemory(MemoryMeter(hardware))
     job = TrainJob(loaded.recipe, loaded.path, model, prepared, plan, run)
     trainer = build_trainer(job)

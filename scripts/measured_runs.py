@@ -16,8 +16,11 @@ from typing import Any
 
 from ftcli.errors import FtcliError
 from ftcli.memory import Choices, Stack
+from ftcli.memory.adapted import last_names
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.hardware import find_card
-from ftcli.memory.shapes import Shape, find_shape
+from ftcli.memory.known_models import known_config
+from ftcli.models.find import architecture_of, find_architecture
 from ftcli.shell import GIB
 
 DATA = Path(__file__).parents[1] / "docs" / "data"
@@ -36,7 +39,7 @@ class MeasuredRun:
     """One published peak, as inputs of the estimate."""
 
     row: Row
-    shape: Shape
+    architecture: Architecture
     choices: Choices
     measure: str
     """allocated, reserved or nvidia-smi."""
@@ -62,15 +65,15 @@ def measured_run(row: Row) -> MeasuredRun:
     """Raises NotExpressible, FtcliError, KeyError or ValueError."""
     if float(row["peak_gib"]) <= 0 or int(row["micro_batch"]) < 1 or int(row["seq_len"]) < 1:
         raise NotExpressible("a size that is not positive")
-    shape = measured_shape(row["model"])
+    architecture = measured_architecture(row["model"])
     if "litgpt" in row["framework"]:
-        shape = replace(shape, tied=False)  # it has head and embedding as two matrices
-    choices = measured_choices(row, shape)
+        architecture = _as_in_litgpt(architecture)
+    choices = measured_choices(row, architecture)
     if row["measure"] not in ("allocated", "reserved", "nvidia-smi"):
         raise NotExpressible(f"measure {row['measure']!r}")
     return MeasuredRun(
         row=row,
-        shape=shape,
+        architecture=architecture,
         choices=choices,
         measure=row["measure"],
         measured_bytes=round(float(row["peak_gib"]) * GIB),
@@ -78,15 +81,45 @@ def measured_run(row: Row) -> MeasuredRun:
     )
 
 
-def measured_shape(model: str) -> Shape:
-    """The shape of a known model, else plain sizes, which say nothing of norms."""
+def _as_in_litgpt(architecture: Architecture) -> Architecture:
+    """Head and embedding are two matrices there; GELU is torch's, which keeps only its input."""
+    config = known_config(architecture.hub_id or "")
+    if config is not None and config["model_type"] == "phi":
+        architecture = architecture_of(config | {"hidden_act": "gelu"})
+    if not architecture.tied:
+        return architecture
+    parameters = architecture.parameters + architecture.vocab * architecture.hidden
+    return replace(architecture, tied=False, parameters=parameters)
+
+
+def measured_architecture(model: str) -> Architecture:
+    """The architecture of a known model, else of its plain sizes, with the norms of Llama."""
     try:
-        return find_shape(_KNOWN_AS.get(model, model))
+        return find_architecture(_KNOWN_AS.get(model, model))
     except FtcliError:
         sizes = json.loads(SIZES.read_text(encoding="utf-8"))["models"]
         if model not in sizes:
             raise
-        return Shape(**sizes[model], name=model)
+        return replace(architecture_of(_config(sizes[model])), name=model)
+
+
+def _config(sizes: dict[str, Any]) -> dict[str, Any]:
+    """A config.json of the type whose layers have such matrices."""
+    kind = "mixtral" if sizes["experts"] > 1 else "llama" if sizes["mlp_matrices"] == 3 else "arcee"
+    return {
+        "model_type": kind,
+        "num_hidden_layers": sizes["layers"],
+        "hidden_size": sizes["hidden"],
+        "num_attention_heads": sizes["heads"],
+        "num_key_value_heads": sizes["kv_heads"],
+        "head_dim": sizes["head_dim"],
+        "intermediate_size": sizes["intermediate"],
+        "vocab_size": sizes["vocab"],
+        "tie_word_embeddings": sizes["tied"],
+        "attention_bias": sizes["attention_bias"],
+        "num_local_experts": sizes["experts"],
+        "num_experts_per_tok": sizes["active_experts"],
+    }
 
 
 _KNOWN_AS = {
@@ -105,8 +138,8 @@ def _capability(gpu: str) -> tuple[int, int] | None:
         return None
 
 
-def measured_choices(row: Row, shape: Shape) -> Choices:
-    mode, targets, saved = _method(row, shape)
+def measured_choices(row: Row, architecture: Architecture) -> Choices:
+    mode, targets, saved = _method(row, architecture)
     return Choices(
         mode=mode,
         precision=_precision(row),
@@ -159,25 +192,29 @@ _ATTENTION: dict[str, Any] = {
 _QUANTIZATIONS: dict[str, Any] = {"nf4": "nf4", "nf4-dq": "nf4", "gptq4": "gptq4", "int8": "int8"}
 
 
-def _modules(shape: Shape) -> dict[str, tuple[str, ...]]:
+def _modules(architecture: Architecture) -> dict[str, tuple[str, ...]]:
     """Words of the column `targets` → linear modules of this model; a fused one counts for each
     of its parts."""
-    layout = shape.layout
-    query, key, value = layout.queries if len(layout.queries) == 3 else layout.queries * 3
-    gate, up = (layout.inner * 2)[:2]
+    linear = architecture.kinds[0].linear
+    block = linear[0].name.rpartition(".")[0]
+    names = [each.name.rpartition(".") for each in linear]
+    *queries, output = (name for path, _, name in names if path == block)
+    *inner, down = [name for path, _, name in names if path != block] or ["", ""]
+    query, key, value = queries if len(queries) == 3 else queries * 3
+    gate, up = (inner * 2)[:2]
     return {
         "q": (query,),
         "k": (key,),
         "v": (value,),
-        "o": (layout.output,),
+        "o": (output,),
         "gate": (gate,),
         "up": (up,),
-        "down": (layout.down,),
-        "mlp": (*layout.inner, layout.down),
+        "down": (down,),
+        "mlp": (*inner, down),
         "w1": (gate,),
         "w2": (up,),
         "c_attn": (query,),  # one matrix for q, k and v: it reads one input
-        "c_proj": (layout.output, layout.down),
+        "c_proj": (output, down),
         "head": (),  # an adapter on the head is small next to the head
     }
 
@@ -208,7 +245,7 @@ def _weights_dtype(row: Row) -> Any:
     return "fp32" if dtype == "fp32" else "auto"
 
 
-def _method(row: Row, shape: Shape) -> tuple[Any, Any, tuple[str, ...]]:
+def _method(row: Row, architecture: Architecture) -> tuple[Any, Any, tuple[str, ...]]:
     """Mode, targets and modules to save; a method without a formula counts as LoRA on the same
     modules, with the number of trained weights that was published."""
     mode = _MODES.get(row["method"])
@@ -218,12 +255,12 @@ def _method(row: Row, shape: Shape) -> tuple[Any, Any, tuple[str, ...]]:
     named = words.split(" ")[-1]
     if mode == "bottleneck" and named:
         mode = "lora"
-    modules = _modules(shape)
+    modules = _modules(architecture)
     unknown = [word for word in named.split(",") if word and word not in modules]
     if unknown and named != "all-linear" and row["method"] in ("lora", "qlora"):
         raise NotExpressible(f"targets {row['targets']!r}")
     wanted = dict.fromkeys(name for word in named.split(",") for name in modules.get(word, ()))
-    there = tuple(name for name in wanted if name in shape.linear_modules())
+    there = tuple(name for name in wanted if name in last_names(architecture))
     targets: Any = "all-linear" if named == "all-linear" else there
     names = tuple({"wte": "embed_tokens"}.get(n, n) for n in re.findall(r"wte|lm_head", saved))
     return mode, targets, names

@@ -36,9 +36,9 @@ from ftcli.errors import FtcliError
 from ftcli.export.merge_run import MergeOptions, merge_run
 from ftcli.inference.generation import answer_prompts
 from ftcli.inference.open_model import load_tuned_model
-from ftcli.memory.shapes import shape_from_config
 from ftcli.models.batches import of_tensors
 from ftcli.models.device import hardware_for
+from ftcli.models.find import find_architecture
 from ftcli.models.load import load_renderer, model_class
 from ftcli.models.loss import row_losses
 from ftcli.models.virtual_tokens import backbone_inputs, causal_model
@@ -80,16 +80,6 @@ CHATML = (
 SHORT = Short(vocab=320, window=16, layers=2)
 # Far from zero, so that a wrong mask or position shows.
 INITIAL_STD = 0.1
-# Of the memory estimate, which the proof does not read.
-ESTIMATED: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": SHORT.vocab,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 512,
-}
 
 
 class WrongError(Exception):
@@ -255,9 +245,9 @@ def job_of(recipe_file: Path, run: RunFolder | None = None) -> TrainJob:
     source = recipe.model.id
     renderer = load_renderer(recipe, source)
     dataset = prepare(recipe, renderer, run.data, Silent())
-    hardware, shape = hardware_for(recipe), shape_from_config(ESTIMATED)
-    base = BaseModel(source, None, shape, renderer, hardware)
-    plan = make_plan(recipe, shape, RowStatistics.of(dataset), hardware)
+    hardware, architecture = hardware_for(recipe), find_architecture(source)
+    base = BaseModel(source, None, architecture, renderer, hardware)
+    plan = make_plan(recipe, architecture, RowStatistics.of(dataset), hardware)
     return TrainJob(recipe, recipe_file, base, dataset, plan, run)
 
 

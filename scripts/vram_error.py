@@ -72,7 +72,7 @@ class Scored:
 
 
 def score(run: MeasuredRun) -> Scored:
-    found = estimate(run.shape, run.choices, run.capability)
+    found = estimate(run.architecture, run.choices, run.capability)
     figures = {
         "allocated": found.peak_bytes,
         "reserved": found.reserved_bytes,

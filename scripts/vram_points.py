@@ -16,9 +16,10 @@ from typing import Any, Literal
 from ftcli import __version__
 from ftcli.errors import FtcliError
 from ftcli.memory import Choices, Estimate, estimate
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.choices import Mode, Precision
 from ftcli.memory.hardware import KNOWN_CARDS, Card
-from ftcli.memory.shapes import Shape, find_shape
+from ftcli.models.find import find_architecture
 from ftcli.shell import GIB
 
 STEPS = 3  # AdamW's states appear in the first step; the second is the first whole one
@@ -94,12 +95,12 @@ def points(grid: str) -> Iterator[Point]:
                 yield Point(model, family, tokens, rows, checkpointing)
 
 
-def shape_of(point: Point) -> Shape:
-    return find_shape(point.model)
+def architecture_of_point(point: Point) -> Architecture:
+    return find_architecture(point.model)
 
 
 def estimate_of(point: Point, card: Card) -> Estimate:
-    return estimate(shape_of(point), point.choices, card.compute_capability)
+    return estimate(architecture_of_point(point), point.choices, card.compute_capability)
 
 
 def card_named(name: str) -> Card | None:
@@ -110,7 +111,7 @@ def card_named(name: str) -> Card | None:
 
 def config_of(model: str) -> dict[str, Any]:
     """The part of the known model's config.json that gives its shape."""
-    text = (Path(__file__).parents[1] / "ftcli/memory/shapes/known_models.json").read_text("utf-8")
+    text = (Path(__file__).parents[1] / "ftcli/memory/known_models.json").read_text("utf-8")
     for known in json.loads(text)["models"]:
         if model in known["hub_ids"]:
             return dict(known["config"])
@@ -175,7 +176,7 @@ def columns_of(point: Point, gpu: str) -> dict[str, str]:
     return {
         "source": "scripts/measure_vram.py",
         "model": point.model,
-        "params_b": f"{shape_of(point).parameters / 1e9:.3f}",
+        "params_b": f"{architecture_of_point(point).parameters / 1e9:.3f}",
         "method": point.method.mode,
         "weights_dtype": point.method.weights_column,
         "precision": point.method.precision_column,

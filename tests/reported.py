@@ -15,7 +15,7 @@ from ftcli.config.recipe import Recipe
 from ftcli.data.dataset import SplitCounts, save_dataset
 from ftcli.evaluation.advice.advice import Advice, advice_file
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import find_shape
+from ftcli.models.find import find_architecture
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.results import (
     Answer,
@@ -289,9 +289,9 @@ def plan_record() -> Plan:
             "training": {"max_steps": STEPS, "learning_rate": 0.002},
         }
     )
-    shape, size = find_shape("smollm2-135m"), 25_276_502_016
+    architecture, size = find_architecture("smollm2-135m"), 25_276_502_016
     hardware = Hardware("cpu", "a machine", size, size, None, True, 2)
-    return make_plan(recipe, shape, RowStatistics(372, 55_272, 321, 0.5, 8_000), hardware)
+    return make_plan(recipe, architecture, RowStatistics(372, 55_272, 321, 0.5, 8_000), hardware)
 
 
 def records() -> list[dict[str, Any]]:

@@ -58,7 +58,11 @@ def test_the_wheel_has_every_file_of_the_package(tmp_path: Path) -> None:
         assert wheel.read(entry).decode().split("\n")[1] == "ftcli = ftcli.cli:main"
     files = {file.relative_to(tmp_path).as_posix() for file in (tmp_path / "ftcli").rglob("*.*")}
     assert names == files
-    assert {"ftcli/py.typed", "ftcli/memory/shapes/known_models.json"} <= names
+    assert {
+        "ftcli/py.typed",
+        "ftcli/memory/known_models.json",
+        "ftcli/memory/measured_models.tsv",
+    } <= names
 
 
 def test_no_address_is_named_that_does_not_exist() -> None:

@@ -110,9 +110,9 @@ def _fit_and_limit(found: EstimateResult, hardware: Hardware) -> Iterator[str]:
 def _what(found: EstimateResult) -> str:
     estimate, choices = found.estimate, found.choices
     parameters = f"{estimate.total_parameters / 1e9:.2f} B parameters"
-    hub_id = found.shape.hub_id
-    known_as = f"{hub_id}, " if hub_id and hub_id.lower() != found.shape.name.lower() else ""
-    size = f"{found.shape.name} ({known_as}{parameters})"
+    hub_id = found.architecture.hub_id
+    known_as = f"{hub_id}, " if hub_id and hub_id.lower() != found.architecture.name.lower() else ""
+    size = f"{found.architecture.name} ({known_as}{parameters})"
     if choices.mode == "full":
         return f"{size}, full fine-tuning"
     share = estimate.trainable_parameters / estimate.total_parameters
@@ -145,15 +145,16 @@ def _how(choices: Choices) -> str:
 
 def _notes(found: EstimateResult) -> Iterator[str]:
     """What the flags do not show."""
-    choices, shape = found.choices, found.shape
-    if shape.experts > 1 and choices.quantization is not None:
-        yield "the experts stay in 16 bits: 4-bit quantisation reaches linear layers only"
-    if shape.experts > 1 and choices.mode != "full":
-        yield "ftcli train trains mixtures of experts with mode full only"
+    choices, architecture = found.choices, found.architecture
+    stacks = [each for kind in architecture.kinds for each in kind.experts]
+    if choices.quantization is not None and not all(each.quantises for each in stacks):
+        yield "the experts stay in 16 bits: their rows are not whole blocks of 64 weights"
+    if stacks and choices.has_lora and not choices.experts:
+        yield "the experts stay frozen; method.experts adapts them too"
     if choices.mode == "prefix-tuning":
         yield f"no gradient checkpointing: {NO_CHECKPOINTING}"
-    if shape.capped_scores and choices.attention == "sdpa":
-        yield f"{shape.name} caps its attention scores, which sdpa cannot: taken as eager"
+    if choices.attention == "sdpa" and "sdpa" not in architecture.attention:
+        yield f"{architecture.name} has no sdpa attention in transformers: taken as eager"
     if found.open_choices:
         yield (
             f"{' and '.join(found.open_choices)} (auto): the smallest value is taken; --gpu GPU "
@@ -356,7 +357,7 @@ def _run_lines(run: CalibratedRun) -> Iterator[str]:
     rank = f" r={choices.rank}" if choices.has_lora else ""
     checkpointing = "on" if choices.checkpointing else "off"
     facts = (
-        run.record.shape.name,
+        run.record.model,
         f"{MODE_NAMES[choices.mode]}{rank}",
         choices.precision,
         f"{choices.micro_batch} × {choices.seq_len} tokens",

@@ -155,7 +155,7 @@ def prepare_recipe(
     from ftcli.evaluation.advice.row_statistics import PreparedRows
     from ftcli.evaluation.scoring import require_scored_files
     from ftcli.hub import require_reachable
-    from ftcli.memory.shapes import model_source
+    from ftcli.memory.known_models import model_source
     from ftcli.runs.folder import find_run
     from ftcli.training.job import TrainJob, open_model, require_separate_output, require_trackers
     from ftcli.training.plan.decide import make_plan, require_l2_sp
@@ -189,7 +189,9 @@ def prepare_recipe(
         if cost_per_hour is not None:
             require_trackers(loaded.recipe)
             model = open_model(loaded.recipe)
-            plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
+            plan = make_plan(
+                loaded.recipe, model.architecture, RowStatistics.of(prepared), model.hardware
+            )
             job = TrainJob(loaded.recipe, loaded.path, model, prepared, plan, run)
             cost = measure_cost(job, loaded.recipe, cost_per_hour, shots, reporter)
     return PrepareResult(loaded, prepared, run.data, shown, advice, cost)

@@ -25,7 +25,7 @@ from ftcli.export.verdict import (
     exactness_of,
     overflow_of,
 )
-from ftcli.memory.shapes import model_source
+from ftcli.memory.known_models import model_source
 from ftcli.runs.atomic import atomic_directory, folder_bytes, write_json
 from ftcli.runs.signals import StopSignals
 from ftcli.shell import command

@@ -30,7 +30,7 @@ from ftcli.export.parity import (
 )
 from ftcli.inference.open_model import hardware_of, load_tuned_model
 from ftcli.kernels.expert_stacks import NF4_BLOCK, expert_stacks
-from ftcli.memory.shapes import model_source
+from ftcli.memory.known_models import model_source
 from ftcli.models.adapters import open_adapter
 from ftcli.models.device import device_of, free_memory
 from ftcli.models.load import DTYPES, load_base, open_config

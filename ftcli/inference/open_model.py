@@ -15,10 +15,11 @@ from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.inference.generation import Model
 from ftcli.kernels.cpu import end_gc_tuning, tune_cpu
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import find_shape, model_source
+from ftcli.memory.known_models import model_source
 from ftcli.models.adapters import open_adapter
 from ftcli.models.base_files import require_weights
 from ftcli.models.device import device_of, hardware_for
+from ftcli.models.find import find_architecture
 from ftcli.models.load import compute_dtype, load_base
 from ftcli.models.methods import quantization
 from ftcli.models.prompt_manifest import PromptFormat, verified_base, verify_run
@@ -99,16 +100,16 @@ def load_untrained(recipe: Recipe, renderer: Renderer) -> Model:
     """The base, as a training of this recipe would load it; raises ModelError, MachineError."""
     model = recipe.model
     source = model_source(model.id)
-    shape = find_shape(model.id, model.revision)
+    architecture = find_architecture(model.id, model.revision)
     hardware = hardware_for(recipe)
     tune_cpu(hardware)
-    require_weights(source, model.revision, shape)
+    require_weights(source, model.revision, architecture)
     dtype = compute_dtype(choose_precision(recipe, hardware)[0])
     network = load_base(
         source,
         model,
         dtype=dtype,
-        attention=choose_attention(recipe, shape, hardware)[0],
+        attention=choose_attention(recipe, architecture, hardware)[0],
         device=device_of(hardware),
         quantization=quantization(recipe.method, dtype),
     )

@@ -1,26 +1,24 @@
-"""Bytes that the layers save for backward.
+"""Bytes that the layers save for backward: what was measured, and what a kernel or a loop changes.
 
-Items and sizes are counted on transformers 5.24 and peft 0.21 by tests/memory (tiny models on CPU),
-unless another source is given.
+`Architecture.saved` has what autograd saves in transformers' own layers; tests/memory count it on
+tiny models, unless another source is given.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
+from ftcli.memory.architecture import ATTENTION, Architecture, LayerKind, Norm, Saved
 from ftcli.memory.choices import Choices
 from ftcli.memory.inputs import (
     all_trained_inputs,
-    dropped_queries_bytes,
-    expert_bytes,
     first_trained,
     kept_weights_bytes,
     trained_inputs,
     unreached_layers,
+    unreached_masks_bytes,
 )
-from ftcli.memory.shapes import Shape
-from ftcli.memory.trained import trains_embeddings
+from ftcli.memory.trained import block_ends, trains_embeddings
 
 # Most keys of a product whose attention probabilities ftcli.kernels.attention keeps: with 256 a
 # layer of SmolLM2-135M keeps up to a quarter more, and its attention takes a quarter less time
@@ -30,75 +28,56 @@ KEPT_KEYS = 256
 # long over other numbers (measured), and oneDNN keeps 0.6 MB of code for each shape of a product.
 KEYS_ROUNDED = 16
 
-# Share of a layer's backward temporaries that are alive together: fitted on published peaks.
-_TEMPORARIES_ALIVE = 0.8
+# Scores of eager attention take so many times the bytes that are counted on a CPU, without the casts
+# of CUDA's autocast: fitted on published runs.
+_EAGER_ON_CUDA = 1.6
+# Experts that run one after another hold this share of what all hold together (transformers before
+# 5, fitted on published runs).
+_EXPERT_AFTER_EXPERT = 0.35
 
 
-def kept_bytes_per_token(shape: Shape, choices: Choices) -> float:
-    """Bytes that one layer keeps of one token for its backward pass, without checkpointing: the
-    one that keeps most, where not all are adapted alike."""
-    return _own_bytes_per_token(shape, choices) + trained_inputs(shape, choices)
-
-
-def _own_bytes_per_token(shape: Shape, choices: Choices) -> float:
-    """What a layer keeps whatever is trained in it, once a gradient goes back through it."""
-    parts = (_norms, _attention, _mlp, _quantised_inputs)
-    return sum(part(shape, choices) for part in parts)
-
-
-def temporaries_bytes_per_token(shape: Shape, choices: Choices) -> float:
-    """Bytes of one token that come and go inside the backward pass of one layer."""
-    inner = shape.intermediate
-    if shape.experts > 1:
-        # The experts run one after another, each on its share of the tokens.
-        inner = 2 * inner * shape.active_experts // shape.experts
-    passing = choices.activation_bytes * 3 * (inner + shape.hidden)
-    if _keeps_scores(shape, choices):
-        # Gradients of the scores, in fp32 and in the kernel's type.
-        passing += 12 * shape.heads * choices.keys
-    return _TEMPORARIES_ALIVE * passing
-
-
-def layers_bytes(shape: Shape, choices: Choices) -> int:
+def layers_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes that all layers together keep from the forward pass to the backward pass."""
-    kept = _rotary_bytes(shape, choices)
+    measured = architecture.saved(choices.way())
     if not choices.checkpointing:
-        return kept + _kept_layers_bytes(shape, choices)
+        shared = measured.shared_saved.of(choices.micro_batch, choices.positions, choices.keys)
+        return round(shared + _kept_layers_bytes(architecture, choices))
     # With offloading the inputs of two layers are on their way to RAM or back.
-    inputs = 2 if choices.stack.offloads_activations else shape.layers
+    inputs = 2 if choices.stack.offloads_activations else architecture.layers
     # Prompt tuning joins its tokens to the rows' embeddings, and Granite multiplies them; they stay
     # too, since checkpointing has them ask for a gradient (enable_input_require_grads).
-    frozen = not trains_embeddings(shape, choices)
-    apart = choices.mode == "prompt-tuning" or (frozen and shape.model_type == "granite")
+    frozen = not trains_embeddings(architecture, choices)
+    apart = choices.mode == "prompt-tuning" or (frozen and architecture.scaled_embeddings)
     embedded = choices.micro_batch * choices.seq_len if apart else 0
-    kept += choices.residual_bytes * shape.hidden * (inputs * choices.tokens + embedded)
-    return kept + sum(_mask_bytes(kind) for _, kind in _kinds_of_layers(shape, choices))
+    kept = choices.residual_bytes * architecture.hidden * (inputs * choices.tokens + embedded)
+    # The masks of all kinds of layers.
+    shared = max(
+        architecture.saved(choices.way(kind)).shared_passed.of(
+            choices.micro_batch, choices.positions, choices.keys
+        )
+        for kind in architecture.kinds
+    )
+    return round(kept + shared)
 
 
-def _kept_layers_bytes(shape: Shape, choices: Choices) -> int:
-    """What all layers keep that a gradient goes back through, without checkpointing."""
-    kinds = _kinds_of_layers(shape, choices)
-    per_token = sum(layers * _own_bytes_per_token(shape, kind) for layers, kind in kinds)
-    # Layers of a kind are spread over the whole model.
-    per_token *= 1 - unreached_layers(shape, choices) / shape.layers
-    per_token += all_trained_inputs(shape, choices) - _unreached_bytes_per_token(shape, choices)
-    _, weights = kept_weights_bytes(shape, choices)
-    prefixes = shape.layers * _prefix_bytes(shape, choices)
-    return round(per_token * choices.tokens) + weights + prefixes
-
-
-def rebuilt_layer_bytes(shape: Shape, choices: Choices) -> int:
+def rebuilt_layer_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes of the layer whose backward pass runs, beyond what `layers_bytes` counts."""
-    kinds = [kind for _, kind in _kinds_of_layers(shape, choices)]
-    per_token = max(temporaries_bytes_per_token(shape, kind) for kind in kinds)
+    temporaries = max(
+        temporaries_bytes(architecture, choices, number)
+        for number in range(len(architecture.kinds))
+    )
     if not choices.checkpointing:
-        return round(per_token * choices.tokens)
-    per_token += max(kept_bytes_per_token(shape, kind) for kind in kinds)
-    weights, _ = kept_weights_bytes(shape, choices)
-    return round(per_token * choices.tokens) + weights
+        return round(temporaries)
+    kept = max(
+        _own_bytes(architecture, choices, number)
+        + choices.tokens * trained_inputs(architecture, choices, number)
+        for number in range(len(architecture.kinds))
+    )
+    weights, _ = kept_weights_bytes(architecture, choices)
+    return round(temporaries + kept) + weights
 
 
-def prefix_cache_bytes(shape: Shape, choices: Choices) -> int:
+def prefix_cache_bytes(architecture: Architecture, choices: Choices) -> int:
     """What lives to the end of the layers with a prefix, in addition to what they keep.
 
     The cache joins it to each layer's keys and values, where the layers keep copies of those for
@@ -108,189 +87,164 @@ def prefix_cache_bytes(shape: Shape, choices: Choices) -> int:
         return 0
     whole = choices.loss == "full"
     prefix = choices.virtual_tokens * (choices.stack.adapter_bytes + choices.compute_bytes) * whole
-    copied = choices.repeats_kv and shape.kv_heads < shape.heads
-    joined = choices.keys * choices.compute_bytes if copied else 0
-    return 2 * choices.micro_batch * shape.layers * shape.kv_width * (prefix + joined)
+    grouped = any(a.kv_heads < a.heads for kind in architecture.kinds for a in kind.attention)
+    joined = choices.keys * choices.compute_bytes if choices.repeats_kv and grouped else 0
+    return choices.micro_batch * architecture.cached_width * (prefix + joined)
 
 
-def _prefix_bytes(shape: Shape, choices: Choices) -> int:
+def _measured(architecture: Architecture, choices: Choices, number: int) -> Saved:
+    return architecture.saved(choices.way(architecture.kinds[number])).kinds[number]
+
+
+def temporaries_bytes(architecture: Architecture, choices: Choices, number: int) -> float:
+    """The most that comes and goes inside the backward pass of one layer."""
+    found = _measured(architecture, choices, number).temporaries
+    largest = max(each.of(choices.tokens, choices.keys) for each in found)
+    if architecture.kinds[number].experts and choices.stack.linear_experts:
+        return _EXPERT_AFTER_EXPERT * largest
+    if choices.attention == "eager" and not choices.packed_rows:
+        scores = _EAGER_ON_CUDA * found[-1].per_pair * choices.keys
+        return choices.tokens * (found[0].per_token + scores)
+    if not _computes_scores(choices):
+        return largest
+    # The scores and their gradient, in fp32.
+    grouped = (call for call in architecture.kinds[number].attention if call.kv_heads < call.heads)
+    scores = sum(2 * 4 * call.heads * choices.keys * choices.tokens for call in grouped)
+    return max(largest, scores)
+
+
+def _kept_layers_bytes(architecture: Architecture, choices: Choices) -> float:
+    """What all layers keep that a gradient goes back through, without checkpointing."""
+    first = unreached_layers(architecture, choices)
+    kept = 0.0
+    for number, kind in enumerate(architecture.kinds):
+        reached = sum(layer >= first for layer in kind.layers)
+        kept += reached * (_own_bytes(architecture, choices, number) + _prefix_bytes(kind, choices))
+    kept += choices.tokens * all_trained_inputs(architecture, choices)
+    _, weights = kept_weights_bytes(architecture, choices)
+    return kept + weights - _unreached_bytes(architecture, choices, first)
+
+
+def _prefix_bytes(kind: LayerKind, choices: Choices) -> int:
     """Keys and values of the virtual tokens in one layer, joined to those of the tokens."""
     if choices.mode != "prefix-tuning":
         return 0
-    width = shape.query_width if choices.repeats_kv else shape.kv_width
-    return 2 * choices.compute_bytes * width * choices.micro_batch * choices.virtual_tokens
-
-
-def _unreached_bytes_per_token(shape: Shape, choices: Choices) -> float:
-    """What the first layer does not keep: no gradient goes further back than the first trained
-    weight. Bytes of one token, as `kept_bytes_per_token` counts them."""
-    reach = first_trained(shape, choices)
-    if reach == "embeddings" or choices.stack.compiled:
-        return 0
-    # OLMo 2 norms what a block returns, not what it reads.
-    after = shape.qk_norm == "width"
-    norm = norm_bytes(shape, choices)
-    unreached: float = 0 if after else norm
-    if reach == "queries":
-        return unreached + dropped_queries_bytes(shape, choices)
-    unreached += _query_norms(shape, choices)
-    if reach == "keys":
-        return unreached
-    unreached += _attention(shape, choices)
-    if reach == "output":
-        return unreached
-    # Of Gemma's four norms one follows the attention, and one the MLP.
-    unreached += norm * (1 if after else shape.layer_norms - shape.layer_norms // 4 - 1)
-    return unreached + (_mlp(shape, choices) if reach == "end" else 0)
-
-
-def _kinds_of_layers(shape: Shape, choices: Choices) -> list[tuple[int, Choices]]:
-    """Numbers of layers, and the choices as they are in each of them.
-
-    Where a sliding window is no longer than a row, sdpa gets a mask for it (transformers,
-    masking_utils.py, _ignore_causal_mask_sdpa).
-    """
-    window = shape.sliding_window
-    if window is None or not shape.windowed_layers:
-        return [(shape.layers, choices)]
-    short = window <= choices.keys and not choices.packed_rows
-    windowed = replace(choices, packing=True) if short else choices
-    if shape.windowed_layers == shape.layers:
-        return [(shape.layers, windowed)]
-    return [
-        (shape.layers - shape.windowed_layers, choices),
-        (shape.windowed_layers, windowed),
-    ]
-
-
-def _mask_bytes(choices: Choices) -> int:
-    """Bytes of the attention mask that layers share, which checkpointing keeps for them.
-
-    Eager adds one of the residual stream's type, sdpa takes booleans.
-    """
-    if not choices.mask:
-        return 0
-    each = 1 if choices.attention == "sdpa" else choices.residual_bytes
-    return choices.tokens * choices.keys * each
-
-
-def _rotary_bytes(shape: Shape, choices: Choices) -> int:
-    """Cosines and sines of the positions, shared by all rows and layers; fp32 in OLMo 2."""
-    each = 4 if shape.qk_norm == "width" else choices.residual_bytes
-    return 2 * each * shape.head_dim * choices.positions
-
-
-def _norms(shape: Shape, choices: Choices) -> float:
-    """RMSNorm computes in fp32 and keeps that copy and one scale; a trained weight keeps more."""
-    if choices.stack.compiled:
-        return choices.residual_bytes * shape.layer_norms * shape.hidden
-    kept = shape.layer_norms * norm_bytes(shape, choices) + _query_norms(shape, choices)
-    if choices.liger:
-        # Half of Gemma's four norms read what a block returns.
-        after_blocks = shape.layer_norms // 4 * 2
-        kept -= after_blocks * shape.hidden * (choices.residual_bytes - choices.activation_bytes)
-        return kept
-    if choices.mode != "full" or shape.native_layer_norm:
-        return kept
-    normed = 4 if shape.fp32_norms else choices.residual_bytes
-    kept += normed * shape.layer_norms * shape.hidden
-    if shape.qk_norm != "none":
-        normed = 4 if shape.fp32_norms else choices.activation_bytes
-        kept += normed * (shape.query_width + shape.kv_width)
-    return kept
-
-
-def norm_bytes(shape: Shape, choices: Choices) -> int:
-    """What one norm keeps of one token: torch's layer_norm its input and two statistics."""
-    if not shape.native_layer_norm:
-        return (choices.residual_bytes if choices.liger else 4) * shape.hidden + 4
-    # Autocast has it compute in fp32 on CUDA (aten/autocast_mode.h), not on the CPU.
-    fp32 = shape.fp32_norms or (choices.autocast and choices.device == "cuda")
-    return (4 if fp32 else choices.residual_bytes) * shape.hidden + 8
-
-
-def _query_norms(shape: Shape, choices: Choices) -> int:
-    """The fp32 copies and scales of the norms of queries and keys."""
-    if shape.qk_norm == "none":
-        return 0
-    scales = shape.heads + shape.kv_heads if shape.qk_norm == "head" else 2
-    each = choices.activation_bytes if choices.liger else 4
-    return each * (shape.query_width + shape.kv_width) + 4 * scales
-
-
-def _attention(shape: Shape, choices: Choices) -> float:
-    """q, k, v, and what the kernel keeps: its output and the log-sum-exp of each head.
-
-    Eager keeps the probabilities instead, in fp32 and in the type of q.
-    """
-    each = choices.compute_bytes
-    math = _math_attention(shape, choices)
-    repeats = choices.repeats_kv or math or _flex_repeats(shape, choices)
-    kv_width = shape.query_width if repeats else shape.kv_width
-    kept = each * (shape.query_width + 2 * kv_width)
-    # As many keys as heads are not repeated (repeat_kv returns its input); a prefix is joined.
-    copied = choices.repeats_kv and (
-        shape.kv_heads < shape.heads or choices.mode == "prefix-tuning"
+    width = sum(
+        (call.heads if choices.repeats_kv else call.kv_heads) * (call.key_width + call.value_width)
+        for call in kind.attention
     )
-    if (shape.fused_queries or choices.stack.fused_qkv) and not copied:
-        # v is a view, which keeps the whole q, k, v tensor.
-        kept += each * (shape.query_width + shape.kv_width)
-    if choices.own_attention:
-        return kept + each * shape.heads * _kept_keys(shape, choices)
-    if _keeps_scores(shape, choices):
-        score = (4 if each == 4 else 4 + each) + (each if shape.capped_scores else 0)
-        return kept + score * shape.heads * choices.keys
-    if choices.mask:
-        # sdpa makes numbers of a boolean mask, again in each layer, and keeps them
-        # (aten/native/transformers/attention.cpp, convert_boolean_attn_mask).
-        kept += each * choices.keys
-    return kept + each * shape.query_width + 4 * shape.heads
+    return choices.compute_bytes * width * choices.micro_batch * choices.virtual_tokens
 
 
-def _kept_keys(shape: Shape, choices: Choices) -> int:
-    """Most keys of a packed token whose probabilities are kept: the tokens of a short row."""
-    if shape.capped_scores:
+def _unreached_bytes(architecture: Architecture, choices: Choices, first: int) -> float:
+    """What the first layer does not keep: no gradient goes further back than the first trained
+    weight."""
+    module = first_trained(architecture, choices)
+    if module is None or choices.stack.compiled:
         return 0
+    number = next(n for n, kind in enumerate(architecture.kinds) if first in kind.layers)
+    saved = _measured(architecture, choices, number)
+    if module == ATTENTION and ATTENTION not in dict(saved.before):
+        # Eager attention is not seen as one: from the last linear module in front of it.
+        kind = architecture.kinds[number]
+        linear, (end,) = kind.linear, block_ends(kind, "attention")
+        module = linear[linear.index(end) - 1].name
+    before = saved.saved_before(module).of(choices.tokens, choices.keys)
+    return before + choices.tokens * unreached_masks_bytes(architecture, choices)
+
+
+def _own_bytes(architecture: Architecture, choices: Choices, number: int) -> float:
+    """What a layer keeps whatever is trained in it, once a gradient goes back through it."""
+    kind, saved = architecture.kinds[number], _measured(architecture, choices, number)
+    per_token = (
+        _norms_change(kind, saved, choices)
+        + _attention_change(kind, choices)
+        + _gate_change(kind, choices)
+        + _quantised_inputs(kind, choices)
+    )
+    return saved.kept.of(choices.tokens, choices.keys) + choices.tokens * per_token
+
+
+def _norms_change(kind: LayerKind, saved: Saved, choices: Choices) -> float:
+    """Bytes of one token that norms keep more than transformers' own on a CPU."""
+    each = choices.residual_bytes
+    if choices.stack.compiled:
+        outer = sum(norm.elements for norm in kind.norms if norm.rows == 1)
+        return each * outer - saved.norms.per_token
+    if choices.liger:
+        return sum(_liger_bytes(norm, choices) for norm in kind.norms) - saved.norms.per_token
+    return sum(native_change(norm, choices) for norm in kind.norms)
+
+
+def native_change(norm: Norm, choices: Choices) -> int:
+    """Autocast has torch's layer_norm compute in fp32 on CUDA (aten/autocast_mode.h)."""
+    wide = norm.native and choices.autocast and choices.device == "cuda"
+    return (4 - choices.residual_bytes) * norm.elements if wide else 0
+
+
+def _liger_bytes(norm: Norm, choices: Choices) -> int:
+    """Liger's norm keeps its input as it is, and one scale for each vector."""
+    each = choices.residual_bytes if norm.rows == 1 else choices.activation_bytes
+    return each * norm.elements + 4 * norm.rows
+
+
+def _attention_change(kind: LayerKind, choices: Choices) -> float:
+    """Bytes of one token that other attention kernels keep more than FlashAttention."""
+    each, change = choices.compute_bytes, 0.0
+    for call in kind.attention:
+        grouped = call.kv_heads < call.heads
+        repeated = each * (call.heads - call.kv_heads) * (call.key_width + call.value_width)
+        # The output projection keeps its input where it is trained.
+        kept = 0 if choices.mode == "full" else each * call.heads * call.value_width
+        output = kept + 4 * call.heads
+        if choices.own_attention:
+            # A softcap's derivative needs the scores, which are computed again.
+            keys = 0 if call.capped else _kept_keys(choices)
+            change += each * call.heads * keys - output
+        elif choices.packed_rows:
+            # flex copies keys and values to one per query head where those are no power of two
+            # (transformers/integrations/flex_attention.py).
+            change += repeated if call.heads & (call.heads - 1) else 0
+        elif _computes_scores(choices) and grouped:
+            change += repeated + 4 * call.heads * choices.keys - output
+        if choices.stack.fused_qkv and not choices.repeats_kv:
+            # v is a view, which keeps the whole q, k, v tensor.
+            change += each * (call.heads + call.kv_heads) * call.key_width
+    return change
+
+
+def _kept_keys(choices: Choices) -> int:
+    """Most keys of a packed token whose probabilities are kept: the tokens of a short row."""
     longest = choices.keys if choices.longest_row is None else choices.longest_row
     return min(math.ceil(longest / KEYS_ROUNDED) * KEYS_ROUNDED, KEPT_KEYS)
 
 
-def _flex_repeats(shape: Shape, choices: Choices) -> bool:
-    """Keys and values are copied to one per query head where those are no power of two
-    (transformers/integrations/flex_attention.py)."""
-    on_card = choices.packed_rows and not choices.own_attention
-    return on_card and shape.heads & (shape.heads - 1) != 0
-
-
-def _math_attention(shape: Shape, choices: Choices) -> bool:
+def _computes_scores(choices: Choices) -> bool:
     """torch's sdpa without a fused kernel: on CUDA none takes fp32 and shared keys together
     (aten/native/transformers/cuda/sdp_utils.cpp)."""
-    grouped = shape.kv_heads < shape.heads and not choices.repeats_kv
-    fp32 = choices.compute_bytes == 4 and choices.attention == "sdpa"
-    return fp32 and grouped and choices.device == "cuda" and not choices.packed_rows
+    fused = choices.attention == "sdpa" and not choices.mask
+    return fused and choices.compute_bytes == 4 and choices.device == "cuda"
 
 
-def _keeps_scores(shape: Shape, choices: Choices) -> bool:
-    eager = choices.attention == "eager" and not choices.packed_rows
-    return eager or _math_attention(shape, choices)
+def _gate_change(kind: LayerKind, choices: Choices) -> int:
+    """A fused gate computes its activation again instead of keeping it."""
+    if not (choices.stack.compiled or choices.liger) or not kind.linear:
+        return 0
+    return -choices.activation_bytes * kind.linear[-1].inputs
 
 
-def _mlp(shape: Shape, choices: Choices) -> float:
-    """gate, its activation and up; without a gate only what the activation read."""
-    each = expert_bytes(choices) if shape.experts > 1 else choices.activation_bytes
-    again = choices.stack.compiled or choices.liger
-    tensors = 1 if shape.mlp_matrices == 2 else 2 if again else 3
-    kept = each * tensors * shape.intermediate * shape.active_experts
-    if shape.experts > 1:
-        # The output of each expert that a token visits, which its share is multiplied with.
-        kept += each * shape.hidden * shape.active_experts
-    return kept
-
-
-def _quantised_inputs(shape: Shape, choices: Choices) -> float:
+def _quantised_inputs(kind: LayerKind, choices: Choices) -> int:
     if choices.quantization != "nf4" or not choices.stack.saves_quantised_inputs:
         return 0
-    modules = shape.linear_modules()
-    if choices.stack.fused_qkv:
-        modules = {name: size for name, size in modules.items() if name not in ("k_proj", "v_proj")}
-    return 2 * sum(inputs for inputs, _ in modules.values())
+    fused = ("k_proj", "v_proj") if choices.stack.fused_qkv else ()
+    return 2 * sum(each.inputs for each in kind.linear if not each.name.endswith(fused or ("\0",)))
+
+
+def last_norm_bytes(architecture: Architecture, choices: Choices) -> float:
+    """What the norm before the head keeps of one token."""
+    kept = architecture.saved(choices.way()).last_norm.per_token
+    norms = [norm for kind in architecture.kinds for norm in kind.norms if norm.rows == 1]
+    like = norms[0] if norms else None
+    if like is None:
+        return kept
+    return _liger_bytes(like, choices) if choices.liger else kept + native_change(like, choices)

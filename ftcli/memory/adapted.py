@@ -7,86 +7,137 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from ftcli.errors import ModelError, did_you_mean
-from ftcli.memory.choices import Choices
-from ftcli.memory.shapes import Shape, Targets
-
-# Model type → what it calls its layers, and the attention in them (transformers 5.24, models/*).
-# The MLP is `mlp` everywhere.
-_PATHS = {
-    "gpt_neox": ("gpt_neox.layers", "attention"),
-    "falcon": ("transformer.h", "self_attention"),
-}
-_USUAL_PATHS = ("model.layers", "self_attn")
+from ftcli.memory.architecture import Architecture, Linear
+from ftcli.memory.choices import Choices, Targets
 
 RankPattern = tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """LoRA of one linear module: A is rank × in, B is out × rank."""
 
-    name: str
-    inputs: int
-    outputs: int
+    linear: Linear
     rank: int
 
     @property
     def parameters(self) -> int:
-        return self.rank * (self.inputs + self.outputs)
+        return self.rank * (self.linear.inputs + self.linear.outputs)
 
 
 Updates = tuple[Update, ...]
-"""Those of one layer."""
+"""Those of one layer, in the order in which the modules run."""
+
+
+class Alike(NamedTuple):
+    """Layers of one kind with the same updates."""
+
+    kind: int
+    updates: Updates
+    layers: int
+    """How many."""
 
 
 @dataclass(frozen=True)
 class Adapted:
     """The layers that have updates."""
 
-    kinds: tuple[tuple[Updates, int], ...]
-    """What a layer has → how many layers have it so."""
+    kinds: tuple[Alike, ...]
     first_layer: int
     """Number of the first of them."""
     first: Updates
     """What it has."""
+    names: tuple[str, ...]
+    """Full names of the modules."""
+
+    @property
+    def last_names(self) -> list[str]:
+        return list(dict.fromkeys(name.rpartition(".")[2] for name in self.names))
 
     @property
     def parameters(self) -> int:
-        return sum(count * sum(one.parameters for one in updates) for updates, count in self.kinds)
+        return sum(
+            alike.layers * sum(one.parameters for one in alike.updates) for alike in self.kinds
+        )
 
 
-def adapted(shape: Shape, choices: Choices) -> Adapted:
-    """Raises ModelError: `target_modules`, `layers`, `rank_pattern`."""
-    layers = choices.layers
-    return _adapted(shape, choices.target_modules, choices.rank, layers, choices.rank_pattern)
+def adapted(architecture: Architecture, choices: Choices) -> Adapted:
+    """What LoRA adapts; raises ModelError (`target_modules`, `layers`, `rank_pattern`)."""
+    targets, layers = choices.target_modules, choices.layers
+    return _adapted(architecture, targets, choices.rank, layers, choices.rank_pattern)
 
 
 @lru_cache(maxsize=4096)
 def _adapted(
-    shape: Shape,
+    architecture: Architecture,
     targets: Targets,
     rank: int,
     layers: tuple[int, ...] | None,
     pattern: RankPattern,
 ) -> Adapted:
-    _require_no_head(targets)
-    sizes = shape.target_modules(targets)
-    chosen = _chosen_layers(shape, layers)
-    paths = [(n, name, _path(shape, n, name)) for n in range(shape.layers) for name in sizes]
-    reached = [each for each in paths if _is_target(each[2], targets, each[0] in chosen)]
-    _require_reached(targets, [path for _, _, path in reached], layers)
+    reached = reached_modules(architecture, targets, layers)
     keys = {path: _rank_key(path, pattern) for _, _, path in reached}
-    _require_used(sizes, pattern, keys.values())
+    _require_used(last_names(architecture), pattern, keys.values())
     ranks = dict(pattern)
     by_layer: dict[int, Updates] = {}
-    for layer, name, path in reached:
-        update = Update(name, *sizes[name], ranks.get(keys[path], rank))
+    for layer, linear, path in reached:
+        update = Update(linear, ranks.get(keys[path], rank))
         by_layer[layer] = (*by_layer.get(layer, ()), update)
     first = min(by_layer, default=0)
-    kinds = Counter(by_layer.values())
-    return Adapted(tuple(kinds.items()), first, by_layer.get(first, ()))
+    numbers = {layer: n for n, kind in enumerate(architecture.kinds) for layer in kind.layers}
+    kinds = Counter((numbers[layer], updates) for layer, updates in by_layer.items())
+    return Adapted(
+        kinds=tuple(Alike(kind, updates, count) for (kind, updates), count in kinds.items()),
+        first_layer=first,
+        first=by_layer.get(first, ()),
+        names=tuple(path for _, _, path in reached),
+    )
+
+
+def reached_modules(
+    architecture: Architecture, targets: Targets, layers: tuple[int, ...] | None
+) -> list[tuple[int, Linear, str]]:
+    """The modules that LoRA adapts: layer, module, and full name; a full name reaches its module
+    whatever `layers` says. Raises ModelError (`target_modules`, `layers`)."""
+    _require_no_head(targets)
+    if not architecture.linear_parameters:
+        raise ModelError(
+            "target_modules",
+            f"{architecture.name or architecture.model_type} has no linear layers to adapt "
+            "(GPT-2's are Conv1D); take method.mode: full",
+        )
+    _require_known(architecture, targets)
+    chosen = _chosen_layers(architecture, layers)
+    modules = [
+        (layer, linear, f"{architecture.stack}.{layer}.{linear.name}")
+        for layer in range(architecture.layers)
+        for linear in architecture.kind_of(layer).linear
+    ]
+    reached = [each for each in modules if _is_target(each[2], targets, each[0] in chosen)]
+    _require_reached(targets, [path for _, _, path in reached], layers)
+    return reached
+
+
+def last_names(architecture: Architecture) -> list[str]:
+    """`q_proj` and the others that the layers have, in the order in which they run."""
+    linear = (each for kind in architecture.kinds for each in kind.linear)
+    return list(dict.fromkeys(each.name.rsplit(".", 1)[-1] for each in linear))
+
+
+def _require_known(architecture: Architecture, targets: Targets) -> None:
+    known = last_names(architecture)
+    wanted = () if targets == "all-linear" else targets
+    absent = [name for name in dict.fromkeys(wanted) if name.rsplit(".", 1)[-1] not in known]
+    if absent:
+        last = [name.rsplit(".", 1)[-1] for name in absent]
+        named = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in last)
+        raise ModelError(
+            "target_modules",
+            f"{architecture.name or architecture.model_type} has no linear layer {named}; "
+            f"it has {', '.join(known)}",
+        )
 
 
 def _require_no_head(targets: Targets) -> None:
@@ -98,23 +149,15 @@ def _require_no_head(targets: Targets) -> None:
         )
 
 
-def _chosen_layers(shape: Shape, layers: tuple[int, ...] | None) -> Collection[int]:
-    beyond = [str(layer) for layer in layers or () if layer >= shape.layers]
+def _chosen_layers(architecture: Architecture, layers: tuple[int, ...] | None) -> Collection[int]:
+    beyond = [str(layer) for layer in layers or () if layer >= architecture.layers]
     if beyond:
         raise ModelError(
             "layers",
-            f"{shape.name or shape.model_type} has no layer {', '.join(beyond)}: they are 0 to "
-            f"{shape.layers - 1}",
+            f"{architecture.name or architecture.model_type} has no layer "
+            f"{', '.join(beyond)}: they are 0 to {architecture.layers - 1}",
         )
-    return range(shape.layers) if layers is None else layers
-
-
-def _path(shape: Shape, layer: int, name: str) -> str:
-    """The module's full name."""
-    stack, attention = _PATHS.get(shape.model_type, _USUAL_PATHS)
-    layout = shape.layout
-    block = attention if name in (*layout.queries, layout.output) else "mlp"
-    return f"{stack}.{layer}.{block}.{name}"
+    return range(architecture.layers) if layers is None else layers
 
 
 def _is_target(path: str, targets: Targets, chosen: bool) -> bool:

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcli.memory.shapes import Targets
+from ftcli.memory.architecture import LayerKind, Way
 
+Targets = Literal["all-linear"] | tuple[str, ...]
 Mode = Literal["full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"]
 # Methods that add to frozen weights, and have no mode of their own for a 4-bit base.
 FROZEN_MODES: tuple[Mode, ...] = ("bottleneck", "prefix-tuning", "prompt-tuning")
@@ -96,6 +97,8 @@ class Choices:
     dropout: float = 0.0
     l2_sp: bool = False
     """Trained weights are pulled to their starts (training.l2_sp), which stay in memory."""
+    experts: bool = False
+    """LoRA adapts stacked experts too."""
     dora: bool = False
     """LoRA with a trained magnitude for each output (DoRA)."""
     modules_to_save: tuple[str, ...] = ()
@@ -242,3 +245,19 @@ class Choices:
         transformers/integrations/sdpa_attention.py: `use_gqa_in_sdpa` is false with a mask.
         """
         return self.mask
+
+    def way(self, kind: LayerKind | None = None) -> Way:
+        """How a layer of this kind computes; without one, a layer without a window."""
+        # sdpa gets a mask for a window that is no longer than a row (transformers,
+        # masking_utils.py, _ignore_causal_mask_sdpa).
+        short = kind is not None and kind.window is not None and kind.window <= self.keys
+        fused = self.attention == "sdpa" and not self.packed_rows
+        wide = self.residual_bytes == 4 and self.autocast
+        return Way(
+            weight_bytes=4 if self.residual_bytes == 4 else 2,
+            autocast=self.autocast,
+            quantised=wide and (self.kbit or self.quantization == "nf4"),
+            eager=self.attention == "eager" and not self.packed_rows,
+            masked=fused and (self.mask or short),
+            trained=self.mode == "full",
+        )

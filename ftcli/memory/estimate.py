@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.choices import Choices
 from ftcli.memory.hardware import DISPLAY_BYTES, KNOWN_CARDS, Card, ComputeCapability, context_bytes
 from ftcli.memory.head_bytes import LOSS_CHUNK_POSITIONS
@@ -15,7 +16,6 @@ from ftcli.memory.interval import (
     uncovered,
     widened_interval,
 )
-from ftcli.memory.shapes import Shape
 from ftcli.memory.static import Static, static_bytes
 from ftcli.memory.step import Phase, outside_step_bytes, step_phases
 from ftcli.memory.trained import trainable_parameters
@@ -73,38 +73,37 @@ class Estimate:
 
 
 def estimate(
-    shape: Shape, choices: Choices, capability: ComputeCapability | None = None
+    architecture: Architecture, choices: Choices, capability: ComputeCapability | None = None
 ) -> Estimate:
-    """Peak memory of training `shape` with these choices, on a GPU of this CUDA capability.
+    """Peak memory of training `architecture` with these choices, on a GPU of this CUDA capability.
 
     Without one the context is the largest known.
 
     Raises ModelError (`target_modules`).
     """
-    if shape.capped_scores and choices.attention == "sdpa":
-        # transformers refuses sdpa for such a model.
+    if choices.attention == "sdpa" and "sdpa" not in architecture.attention:
         choices = replace(choices, attention="eager")
-    static = static_bytes(shape, choices)
-    phases = step_phases(shape, choices)
+    static = static_bytes(architecture, choices)
+    phases = step_phases(architecture, choices)
     allocated = {name: static.total_bytes + phase.total_bytes for name, phase in phases.items()}
     peak_phase = max(allocated, key=allocated.__getitem__)
     reserved = max(reserved_bytes(static.total_bytes, phase, choices) for phase in phases.values())
     context = context_bytes(capability)
-    residuals = widened_interval(residuals_of(choices, "card"), shape, choices)
+    residuals = widened_interval(residuals_of(choices, "card"), architecture, choices)
     return Estimate(
         breakdown=_items(static, phases[peak_phase]) | {"context": context},
         peak_bytes=allocated[peak_phase],
         reserved_bytes=reserved,
         device_bytes=reserved + context,
         residuals=residuals,
-        uncovered=uncovered(shape, choices),
+        uncovered=uncovered(architecture, choices),
         managed_bytes=static.managed,
         peak_phase=peak_phase,
         phases=allocated,
         timeline={name: _items(static, phase) for name, phase in phases.items()},
-        moments=outside_step_bytes(shape, choices),
-        trainable_parameters=trainable_parameters(shape, choices),
-        total_parameters=shape.parameters,
+        moments=outside_step_bytes(architecture, choices),
+        trainable_parameters=trainable_parameters(architecture, choices),
+        total_parameters=architecture.parameters,
         fits={known.name: card_fits(reserved, known) for known in KNOWN_CARDS},
         fits_upper_bound={
             known.name: residuals.high * (reserved + known.context_bytes) <= known.usable_bytes
@@ -158,23 +157,23 @@ class TextbookFigure(NamedTuple):
     why: str
 
 
-def textbook(shape: Shape) -> list[TextbookFigure]:
+def textbook(architecture: Architecture) -> list[TextbookFigure]:
     """Full fine-tuning in three precisions, by bytes per parameter."""
     return [
         TextbookFigure(
             "fp32",
-            16 * shape.parameters,
+            16 * architecture.parameters,
             "per parameter 4 weights + 4 gradients + 8 AdamW states (104 GiB for 7 billion)",
         ),
         TextbookFigure(
             "bf16 mixed",
-            16 * shape.parameters,
+            16 * architecture.parameters,
             "as fp32: the fp32 weights are the master copy; autocast's bf16 copy of them takes 2 "
             "more in the forward pass, before the 4 of the gradients",
         ),
         TextbookFigure(
             "pure bf16",
-            8 * shape.parameters,
+            8 * architecture.parameters,
             "per parameter 2 weights + 2 gradients + 4 AdamW states: no master copy, small updates "
             "are rounded away",
         ),

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.choices import MODE_NAMES, Choices
-from ftcli.memory.shapes import Shape
 from ftcli.memory.step import Phase
 
 Figure = Literal["allocated", "card"]
@@ -109,44 +109,48 @@ def as_plain(kind: Residuals) -> dict[str, object]:
 # The longest row of docs/data/measured_runs.csv.
 LONGEST_MEASURED_TOKENS = 8192
 
-# Model types whose layers tests/memory counts within 2%, or whose runs the table holds.
-_COUNTED_TYPES = {
-    *("llama", "mistral", "ministral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "phi3", "smollm3"),
-    *("gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3", "granite", "arcee"),
-    *("starcoder2", "seed_oss"),
+# Model types of which docs/data/measured_runs.csv has a run.
+_MEASURED_TYPES = {
+    *("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3", "olmo3"),
+    *("apertus", "seed_oss", "falcon", "gpt_neox"),
 }
-# Others are estimated from their source code only. Counted: Phi 2 15 to 19% more than estimated,
-# Cohere 6%, GLM 5%, GPT-NeoX 4 to 8% less.
-_WIDER_BY_TYPE = 0.12
+# Chosen: kernels on a GPU may keep something else than torch's own operations, which are counted.
+_WIDER_BY_KERNELS = 0.12
 # Chosen: as much as the intervals of like runs reach to one side without their margin.
 _WIDER_EACH = 0.05
 _WIDEST = 0.2
 
 
-def uncovered(shape: Shape, choices: Choices) -> tuple[str, ...]:
+def uncovered(architecture: Architecture, choices: Choices) -> tuple[str, ...]:
     """In words, for the line that says what an interval is based on."""
-    return tuple(_widths(shape, choices))
+    return tuple(_widths(architecture, choices))
 
 
-def widened_interval(residuals: Residuals, shape: Shape, choices: Choices) -> Residuals:
-    wider = min(_WIDEST, sum(_widths(shape, choices).values()))
+def widened_interval(
+    residuals: Residuals, architecture: Architecture, choices: Choices
+) -> Residuals:
+    wider = min(_WIDEST, sum(_widths(architecture, choices).values()))
     return replace(residuals, low=residuals.low * (1 - wider), high=residuals.high * (1 + wider))
 
 
-def _widths(shape: Shape, choices: Choices) -> dict[str, float]:
+def _widths(architecture: Architecture, choices: Choices) -> dict[str, float]:
     """What is not covered → the share that it adds to either side."""
     long = choices.seq_len > LONGEST_MEASURED_TOKENS
     kinds = {
         "fp32 weights in full fine-tuning": choices.mode == "full" and choices.weight_bytes == 4,
-        "stacked experts": shape.experts > 1 and not choices.stack.linear_experts,
+        "stacked experts": architecture.has_experts and not choices.stack.linear_experts,
         f"rows of over {LONGEST_MEASURED_TOKENS} tokens": long,
         "DoRA": choices.has_lora and choices.dora,
         "packing": choices.packing,
         "bottleneck adapters": choices.mode == "bottleneck",
     }
     widths = {kind: _WIDER_EACH for kind, holds in kinds.items() if holds}
-    if shape.model_type not in _COUNTED_TYPES:
-        widths[f"layers of type {shape.model_type}"] = _WIDER_BY_TYPE
+    if architecture.recurrent:
+        widths["layers with a state"] = _WIDER_BY_KERNELS
+    elif architecture.attention == ("eager",) and architecture.model_type not in _MEASURED_TYPES:
+        widths["eager attention of this type"] = _WIDER_BY_KERNELS
+    elif architecture.model_type not in _MEASURED_TYPES:
+        widths[f"model type {architecture.model_type}"] = _WIDER_EACH
     return widths
 
 

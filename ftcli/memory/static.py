@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from ftcli.memory.adapted import adapted
+from ftcli.memory.architecture import Architecture, LayerKind
 from ftcli.memory.choices import Choices, Quantization
 from ftcli.memory.inputs import unreached_layers
-from ftcli.memory.shapes import Shape
 from ftcli.memory.trained import (
     adapter_bytes,
-    experts_adapted,
     l2_sp_bytes,
     optimizer_bytes,
     trainable_parameters,
@@ -51,43 +50,41 @@ class Static:
         return self.weights + self.quantization + self.adapter + self.optimizer + self.l2_sp
 
 
-def static_bytes(shape: Shape, choices: Choices) -> Static:
-    optimizer, managed = optimizer_bytes(shape, choices)
+def static_bytes(architecture: Architecture, choices: Choices) -> Static:
+    optimizer, managed = optimizer_bytes(architecture, choices)
     return Static(
-        weights=weights_bytes(shape, choices),
-        quantization=quantization_bytes(shape, choices),
-        adapter=adapter_bytes(shape, choices),
+        weights=weights_bytes(architecture, choices),
+        quantization=quantization_bytes(architecture, choices),
+        adapter=adapter_bytes(architecture, choices),
         optimizer=optimizer,
-        l2_sp=l2_sp_bytes(shape, choices),
+        l2_sp=l2_sp_bytes(architecture, choices),
         managed=managed,
     )
 
 
-def weights_bytes(shape: Shape, choices: Choices) -> int:
+def weights_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes of the base weights, without the constants of their quantisation.
 
     Only linear layers inside the transformer layers are quantised: embeddings, head, norms,
-    biases and stacked experts keep their type.
+    biases and stacked experts keep their type. Towers stay in RAM, in 16 bits.
     """
+    towers = architecture.tower_parameters * (2 if choices.device == "cpu" else 0)
+    parameters = architecture.parameters - architecture.tower_parameters
     if choices.quantization is None:
-        return shape.parameters * choices.weight_bytes
-    quantised = quantised_parameters(shape, choices)
-    rest = shape.parameters - quantised
-    kept = kept_dequantised_bytes(shape, choices) if choices.keeps_dequantised else 0
-    return round(quantised * _CODE_BYTES[choices.quantization]) + rest * choices.weight_bytes + kept
+        return parameters * choices.weight_bytes + towers
+    quantised = architecture.quantised_parameters
+    rest = parameters - quantised
+    kept = kept_dequantised_bytes(architecture, choices) if choices.keeps_dequantised else 0
+    codes = round(quantised * _CODE_BYTES[choices.quantization])
+    return codes + rest * choices.weight_bytes + kept + towers
 
 
-def kept_dequantised_bytes(shape: Shape, choices: Choices) -> int:
+def kept_dequantised_bytes(architecture: Architecture, choices: Choices) -> int:
     """All 4-bit weights in the type that their products are computed in."""
-    return quantised_parameters(shape, choices) * (4 if choices.precision == "fp32" else 2)
+    return architecture.quantised_parameters * (4 if choices.precision == "fp32" else 2)
 
 
-def quantised_parameters(shape: Shape, choices: Choices) -> int:
-    experts = shape.expert_parameters if choices.stack.linear_experts else 0
-    return shape.linear_parameters + experts
-
-
-def quantization_bytes(shape: Shape, choices: Choices) -> int:
+def quantization_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes of the scales that turn codes into weights."""
     match choices.quantization:
         case None:
@@ -98,11 +95,11 @@ def quantization_bytes(shape: Shape, choices: Choices) -> int:
             each = _GPTQ_GROUP_BYTES
         case "int8":
             # One fp32 scale for each output: 4 / in, for the least input.
-            each = 4 / min(inputs for inputs, _ in shape.linear_modules().values())
-    return round(quantised_parameters(shape, choices) * each)
+            each = 4 / min(each.inputs for kind in architecture.kinds for each in kind.linear)
+    return round(architecture.quantised_parameters * each)
 
 
-def forward_copies_bytes(shape: Shape, choices: Choices) -> int:
+def forward_copies_bytes(architecture: Architecture, choices: Choices) -> int:
     """16-bit copies of fp32 weights that autocast keeps to the end of the forward pass.
 
     It keeps those of trained weights (aten/autocast_mode.cpp, cached_cast); the backward pass
@@ -111,48 +108,42 @@ def forward_copies_bytes(shape: Shape, choices: Choices) -> int:
     if not choices.autocast:
         return 0
     if choices.mode == "full":
-        return 2 * _cast_parameters(shape, choices)
-    adapters = _adapter_matrices(shape, choices) if choices.stack.adapter_bytes == 4 else 0
+        return 2 * _cast_parameters(architecture, choices)
+    adapters = _adapter_matrices(architecture, choices) if choices.stack.adapter_bytes == 4 else 0
     frozen_fp32 = choices.quantization is None and choices.weight_bytes == 4
     if not frozen_fp32 or choices.checkpointing:
         return 2 * adapters
-    reached = shape.layers - unreached_layers(shape, choices)
-    return 2 * (adapters + reached * (shape.linear_parameters // shape.layers))
+    first = unreached_layers(architecture, choices)
+    reached = sum(
+        kind.linear_parameters * sum(layer >= first for layer in kind.layers)
+        for kind in architecture.kinds
+    )
+    return 2 * (adapters + reached)
 
 
-def backward_copies_bytes(shape: Shape, choices: Choices) -> int:
+def backward_copies_bytes(architecture: Architecture, choices: Choices) -> int:
     """Copies while the last layer runs backward: its own, and those kept for all others."""
-    own = layer_copies_bytes(shape, choices)
-    kept = 0 if choices.checkpointing else forward_copies_bytes(shape, choices)
+    own = layer_copies_bytes(architecture, choices)
+    kept = 0 if choices.checkpointing else forward_copies_bytes(architecture, choices)
     # In full training the layer's own casts are among those kept.
     return max(own, kept) if choices.mode == "full" else own + kept
 
 
-def layer_copies_bytes(shape: Shape, choices: Choices) -> int:
+def layer_copies_bytes(architecture: Architecture, choices: Choices) -> int:
     """Copies of weights that one layer makes while it runs backward: of the whole layer where
     autocast casts them, else the largest dequantised matrix."""
     cast = choices.autocast and choices.weight_bytes == 4
     if choices.mode == "full":
-        return 2 * _cast_parameters(shape, choices) // shape.layers if cast else 0
+        return 2 * max(_cast_in_layer(kind, choices) for kind in architecture.kinds) if cast else 0
     copies = 0
     if choices.quantization is not None:
-        copies = dequantised_bytes(shape, choices)
+        copies = dequantised_bytes(architecture, choices)
     elif cast and choices.checkpointing:
-        copies = 2 * shape.linear_parameters // shape.layers
-    if experts_adapted(shape, choices):
-        copies += _expert_gradient_bytes(shape, choices)
-    return max(copies, dora_bytes(shape, choices)) if choices.checkpointing else copies
+        copies = 2 * max(kind.linear_parameters for kind in architecture.kinds)
+    return max(copies, dora_bytes(architecture, choices)) if choices.checkpointing else copies
 
 
-def _expert_gradient_bytes(shape: Shape, choices: Choices) -> int:
-    """The gradient of the sum of experts and their update, with both sums: that of `down_proj`
-    comes first, and both go before that of `gate_up_proj`."""
-    tensors = shape.expert_tensors()
-    down, up = tensors["down_proj"], tensors["gate_up_proj"]
-    return choices.weight_bytes * max(down, up - down)
-
-
-def dora_bytes(shape: Shape, choices: Choices) -> int:
+def dora_bytes(architecture: Architecture, choices: Choices) -> int:
     """The norm of a weight and its update in the forward pass, for the largest layer (peft,
     lora/dora.py): the update, the same scaled, the sum and the weight in the adapter's type, and
     the identity matrix that A and B are multiplied with."""
@@ -161,45 +152,49 @@ def dora_bytes(shape: Shape, choices: Choices) -> int:
     each = choices.stack.adapter_bytes
     cast = choices.quantization is not None or choices.weight_bytes != each
     identity = 2 if choices.autocast else each
-    kinds = adapted(shape, choices).kinds
-    sizes = {(update.inputs, update.outputs) for updates, _ in kinds for update in updates}
+    kinds = adapted(architecture, choices).kinds
+    updates = {update.linear for alike in kinds for update in alike.updates}
+    sizes = {(linear.inputs, linear.outputs) for linear in updates}
     return max(
         (4 if cast else 3) * each * inputs * outputs + identity * inputs * inputs
         for inputs, outputs in sizes
     )
 
 
-def _cast_parameters(shape: Shape, choices: Choices) -> int:
-    """Weights of the layers whose products autocast knows: not those of stacked experts."""
-    if choices.stack.linear_experts:
-        return shape.linear_parameters + shape.expert_parameters
-    return shape.linear_parameters + shape.layers * shape.expert_tensors().get("gate", 0)
+def _cast_parameters(architecture: Architecture, choices: Choices) -> int:
+    return sum(len(kind.layers) * _cast_in_layer(kind, choices) for kind in architecture.kinds)
 
 
-def _adapter_matrices(shape: Shape, choices: Choices) -> int:
+def _cast_in_layer(kind: LayerKind, choices: Choices) -> int:
+    """Weights of the modules whose products autocast knows: not those of stacked experts, but of
+    their router."""
+    experts = kind.expert_parameters if choices.stack.linear_experts else 0
+    routers = [each.number * min(each.rows, each.columns) for each in kind.experts[:1]]
+    router = max((n for n in kind.others if n in routers), default=0)
+    return kind.linear_parameters + experts + router
+
+
+def _adapter_matrices(architecture: Architecture, choices: Choices) -> int:
     """Trained weights of linear layers that a method adds, which autocast casts."""
     if choices.stack.trainable_parameters is not None:
         return choices.stack.trainable_parameters
     match choices.mode:
         case "lora" | "qlora":
-            return adapted(shape, choices).parameters
+            return adapted(architecture, choices).parameters
         case "bottleneck":
-            return trainable_parameters(shape, choices)
+            return trainable_parameters(architecture, choices)
         case "prefix-tuning":
-            embedding = choices.virtual_tokens * shape.kv_width
-            return trainable_parameters(shape, choices) - embedding if choices.projection else 0
+            embedding = choices.virtual_tokens * architecture.kinds[0].cached_width // 2
+            return (
+                trainable_parameters(architecture, choices) - embedding if choices.projection else 0
+            )
         case "prompt-tuning" | "full":
             return 0
         case _:
             assert_never(choices.mode)
 
 
-def largest_matrix(shape: Shape) -> int:
-    """Weights of the largest linear layer inside the transformer layers."""
-    return max(inputs * outputs for inputs, outputs in shape.linear_modules().values())
-
-
-def dequantised_bytes(shape: Shape, choices: Choices) -> int:
+def dequantised_bytes(architecture: Architecture, choices: Choices) -> int:
     """The largest quantised matrix as its products take it: in the type that the weights were
     quantised from, and cast where they compute in another (bitsandbytes 0.50, MatMul4Bit)."""
     if choices.quantization is None or choices.keeps_dequantised:
@@ -208,4 +203,4 @@ def dequantised_bytes(shape: Shape, choices: Choices) -> int:
     if choices.quantization == "nf4" and not choices.kbit:
         stored, computed = choices.weight_bytes, 4 if choices.precision == "fp32" else 2
         each = stored + (computed if computed != stored else 0)
-    return each * largest_matrix(shape)
+    return each * architecture.largest_matrix

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ftcli.memory.activations import layers_bytes, prefix_cache_bytes, rebuilt_layer_bytes
+from ftcli.memory.activations import (
+    layers_bytes,
+    prefix_cache_bytes,
+    rebuilt_layer_bytes,
+    temporaries_bytes,
+)
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.choices import FROZEN_MODES, Choices
 from ftcli.memory.head_bytes import head_bytes
-from ftcli.memory.shapes import Shape
 from ftcli.memory.static import (
     backward_copies_bytes,
     dequantised_bytes,
     dora_bytes,
     forward_copies_bytes,
-    largest_matrix,
     layer_copies_bytes,
     static_bytes,
     weights_bytes,
@@ -48,16 +52,16 @@ class Phase:
         return self.gradients + self.activations + self.logits + self.workspace
 
 
-def step_phases(shape: Shape, choices: Choices) -> dict[str, Phase]:
+def step_phases(architecture: Architecture, choices: Choices) -> dict[str, Phase]:
     """The five phases of a step, in their order."""
-    gradients = _all_gradients_bytes(shape, choices)
+    gradients = _all_gradients_bytes(architecture, choices)
     held = gradients if choices.gradient_accumulation > 1 else 0
-    kept = layers_bytes(shape, choices)
-    layer = rebuilt_layer_bytes(shape, choices)
-    forward_copies = CUBLAS_BYTES + forward_copies_bytes(shape, choices)
-    own_copies = max(dora_bytes(shape, choices), dequantised_bytes(shape, choices))
-    cache = prefix_cache_bytes(shape, choices)
-    head_gradient = head_gradient_bytes(shape, choices)
+    kept = layers_bytes(architecture, choices)
+    layer = rebuilt_layer_bytes(architecture, choices)
+    forward_copies = CUBLAS_BYTES + forward_copies_bytes(architecture, choices)
+    own_copies = max(dora_bytes(architecture, choices), dequantised_bytes(architecture, choices))
+    cache = prefix_cache_bytes(architecture, choices)
+    head_gradient = head_gradient_bytes(architecture, choices)
     return {
         "end of forward": Phase(
             gradients=held,
@@ -68,56 +72,61 @@ def step_phases(shape: Shape, choices: Choices) -> dict[str, Phase]:
             gradients=held,
             # ftcli.models.loss gives the cache up before the head runs.
             activations=kept + (cache if choices.loss == "full" else 0),
-            logits=head_bytes(shape, choices),
+            logits=head_bytes(architecture, choices),
             workspace=forward_copies,
         ),
         "backward of one layer": Phase(
-            gradients=held + head_gradient if shape.tied else max(held, head_gradient),
+            gradients=held + head_gradient if architecture.tied else max(held, head_gradient),
             activations=kept + layer,
-            workspace=CUBLAS_BYTES + backward_copies_bytes(shape, choices),
+            workspace=CUBLAS_BYTES + backward_copies_bytes(architecture, choices),
         ),
-        "end of backward": _end_of_backward(shape, choices),
+        "end of backward": _end_of_backward(architecture, choices),
         "optimizer step": Phase(
             gradients=gradients,
             workspace=CUBLAS_BYTES
             # One after the other: the pull to the start comes before the step.
-            + max(gradients if _copies_in_step(choices) else 0, l2_sp_piece_bytes(shape, choices)),
+            + max(
+                gradients if _copies_in_step(choices) else 0,
+                l2_sp_piece_bytes(architecture, choices),
+            ),
         ),
     }
 
 
-def _end_of_backward(shape: Shape, choices: Choices) -> Phase:
+def _end_of_backward(architecture: Architecture, choices: Choices) -> Phase:
     """The first layer, of which all is still there, whether rebuilt or kept; or the embeddings
     after it, whose gradient is added to one that is there: of the head, if it is the same matrix,
     or of the micro-batches before."""
-    gradients = _all_gradients_bytes(shape, choices)
-    embeddings = embedding_gradient_bytes(shape, choices)
+    gradients = _all_gradients_bytes(architecture, choices)
+    embeddings = embedding_gradient_bytes(architecture, choices)
     stepped = choices.stack.steps_in_backward
     held = choices.gradient_accumulation > 1 and not stepped
     # Where the head is the same matrix, its gradient waits for that of the embeddings.
-    waiting = embeddings if shape.tied and (held or stepped) else 0
-    last_gradient = embeddings if held or (shape.tied and not stepped) else 0
+    waiting = embeddings if architecture.tied and (held or stepped) else 0
+    last_gradient = embeddings if held or (architecture.tied and not stepped) else 0
     # Published runs of full training take as much as all gradients and the first layer together.
-    to_come = 0 if choices.mode == "full" or shape.tied or held else embeddings
+    to_come = 0 if choices.mode == "full" or architecture.tied or held else embeddings
     first = Phase(
         gradients=gradients + waiting - to_come,
-        activations=rebuilt_layer_bytes(shape, replace(choices, gradient_checkpointing=True)),
-        workspace=CUBLAS_BYTES + layer_copies_bytes(shape, choices),
+        activations=rebuilt_layer_bytes(
+            architecture, replace(choices, gradient_checkpointing=True)
+        ),
+        workspace=CUBLAS_BYTES + layer_copies_bytes(architecture, choices),
     )
     last = Phase(
         gradients=gradients + waiting + last_gradient,
-        activations=choices.residual_bytes * shape.hidden * choices.tokens,
+        activations=choices.residual_bytes * architecture.hidden * choices.tokens,
         workspace=CUBLAS_BYTES,
     )
     return max(first, last, key=lambda phase: phase.total_bytes)
 
 
-def _all_gradients_bytes(shape: Shape, choices: Choices) -> int:
+def _all_gradients_bytes(architecture: Architecture, choices: Choices) -> int:
     """Gradients after the backward pass."""
     if choices.stack.steps_in_backward:
-        tensors = trained_tensors(shape, choices)
+        tensors = trained_tensors(architecture, choices)
         return max(each.elements * each.element_bytes for each in tensors)
-    return gradient_bytes(shape, choices)
+    return gradient_bytes(architecture, choices)
 
 
 def _copies_in_step(choices: Choices) -> bool:
@@ -137,65 +146,72 @@ LEAST_CACHE_TOKENS = 16_384
 _COMPARED_POSITIONS = 1024
 
 
-def outside_step_bytes(shape: Shape, choices: Choices) -> dict[str, int]:
+def outside_step_bytes(architecture: Architecture, choices: Choices) -> dict[str, int]:
     """Bytes allocated in validation, in answering, and in a merge (RAM)."""
     return {
-        "validation": validation_bytes(shape, choices),
-        "answers": answering_bytes(shape, choices),
-        "merge_on_cpu": merge_cpu_bytes(shape, choices),
+        "validation": validation_bytes(architecture, choices),
+        "answers": answering_bytes(architecture, choices),
+        "merge_on_cpu": merge_cpu_bytes(architecture, choices),
     }
 
 
-def validation_bytes(shape: Shape, choices: Choices) -> int:
+def validation_bytes(architecture: Architecture, choices: Choices) -> int:
     """While a micro-batch is scored in the middle of a training: no gradients, one layer at a
     time, and the optimizer's states."""
-    static = static_bytes(shape, choices).total_bytes
-    return static + _forward_bytes(shape, choices) + head_bytes(shape, choices)
+    static = static_bytes(architecture, choices).total_bytes
+    return static + _forward_bytes(architecture, choices) + head_bytes(architecture, choices)
 
 
-def answering_bytes(shape: Shape, choices: Choices) -> int:
+def answering_bytes(architecture: Architecture, choices: Choices) -> int:
     """While a trained model answers a batch of prompts of full length; no optimizer is there."""
-    rows, tokens = answered_rows(shape, choices), choices.seq_len + ANSWER_TOKENS
+    rows, tokens = answered_rows(architecture, choices), choices.seq_len + ANSWER_TOKENS
     answered = replace(choices, micro_batch=rows, seq_len=tokens)
-    static = static_bytes(shape, answered)
+    static = static_bytes(architecture, answered)
     # fp32 logits of the last position of each row, and the copy that a token is drawn from.
-    logits = 2 * 4 * rows * shape.vocab
+    logits = 2 * 4 * rows * architecture.vocab
     model = static.total_bytes - static.optimizer - static.l2_sp
     read = replace(answered, micro_batch=1, seq_len=min(PREFILLED_TOKENS, rows * tokens))
-    return model + cache_bytes(shape, answered) + _forward_bytes(shape, read) + logits
+    return model + cache_bytes(architecture, answered) + _forward_bytes(architecture, read) + logits
 
 
-def answered_rows(shape: Shape, choices: Choices) -> int:
+def answered_rows(architecture: Architecture, choices: Choices) -> int:
     """Prompts of full length that are answered in one batch."""
     one = replace(choices, micro_batch=1, seq_len=1)
-    room = cache_tokens(weights_bytes(shape, choices), cache_bytes(shape, one))
+    room = cache_tokens(weights_bytes(architecture, choices), cache_bytes(architecture, one))
     return min(ANSWERED_ROWS, max(1, room // (choices.seq_len + ANSWER_TOKENS)))
 
 
 def cache_tokens(weights: int, one: int) -> int:
     """Tokens of cache, where one takes so many bytes: as many as a step reads as fast as
     it reads the weights. More would make steps slower than it makes them fewer."""
-    return max(LEAST_CACHE_TOKENS, weights // one)
+    return max(LEAST_CACHE_TOKENS, weights // max(one, 1))
 
 
-def cache_bytes(shape: Shape, choices: Choices) -> int:
+def cache_bytes(architecture: Architecture, choices: Choices) -> int:
     """Keys and values of every position in every layer."""
-    return 2 * shape.layers * shape.kv_width * choices.tokens * choices.compute_bytes
+    return architecture.cached_width * choices.tokens * choices.compute_bytes
 
 
-def merge_cpu_bytes(shape: Shape, choices: Choices) -> int:
+def merge_cpu_bytes(architecture: Architecture, choices: Choices) -> int:
     """The whole model, one weight's update in fp32, and the logits compared; 0 for
     methods that cannot be merged."""
     if choices.mode in FROZEN_MODES:
         return 0
     element = 4 if choices.precision == "fp32" else 2
-    update = 2 * 4 * largest_matrix(shape)
-    return shape.parameters * element + update + 2 * 4 * _COMPARED_POSITIONS * shape.vocab
+    update = 2 * 4 * architecture.largest_matrix
+    return (
+        architecture.parameters * element
+        + update
+        + 2 * 4 * _COMPARED_POSITIONS * architecture.vocab
+    )
 
 
-def _forward_bytes(shape: Shape, choices: Choices) -> int:
+def _forward_bytes(architecture: Architecture, choices: Choices) -> int:
     """The residual stream, the widest tensors of one layer, and a dequantised matrix."""
-    mlp = shape.mlp_matrices * shape.intermediate * choices.activation_bytes
-    attention = 2 * (shape.query_width + shape.kv_width) * choices.compute_bytes
-    widest = 2 * shape.hidden * choices.residual_bytes + max(mlp, attention)
-    return CUBLAS_BYTES + choices.tokens * widest + dequantised_bytes(shape, choices)
+    passing = replace(choices, attention="sdpa")
+    widest = max(
+        temporaries_bytes(architecture, passing, number)
+        for number in range(len(architecture.kinds))
+    )
+    widest += choices.tokens * 2 * architecture.hidden * choices.residual_bytes
+    return CUBLAS_BYTES + round(widest) + dequantised_bytes(architecture, choices)

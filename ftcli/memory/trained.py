@@ -8,8 +8,8 @@ from typing import assert_never
 
 from ftcli.errors import ModelError, did_you_mean
 from ftcli.memory.adapted import adapted
-from ftcli.memory.choices import Choices
-from ftcli.memory.shapes import Shape
+from ftcli.memory.architecture import Architecture, LayerKind, Linear
+from ftcli.memory.choices import Choices, Placement
 
 # bitsandbytes 0.50, optim/optimizer.py: two 8-bit states, each with one fp32 absmax for 256
 # (blocksize); smaller tensors stay fp32 (min_8bit_size), larger ones are paged (get_state_buffer).
@@ -41,64 +41,80 @@ class Tensors:
         return self.total_elements * self.element_bytes
 
 
-def trained_tensors(shape: Shape, choices: Choices) -> Iterator[Tensors]:
+def trained_tensors(architecture: Architecture, choices: Choices) -> Iterator[Tensors]:
     """Every trained tensor.
 
     Raises ModelError: `target_modules`, `layers`, `rank_pattern`, `modules_to_save`.
     """
     if choices.mode == "full":
-        yield from _full_tensors(shape, choices.weight_bytes)
+        yield from _full_tensors(architecture, choices.weight_bytes)
         return
     each = choices.stack.adapter_bytes
     if choices.stack.trainable_parameters is not None:
         yield Tensors(choices.stack.trainable_parameters, 1, each)
     else:
-        yield from _method_tensors(shape, choices, each)
-    yield from _saved_modules(shape, choices)
+        yield from _method_tensors(architecture, choices, each)
+    yield from _saved_modules(architecture, choices)
 
 
-def trainable_parameters(shape: Shape, choices: Choices) -> int:
-    return sum(tensors.total_elements for tensors in trained_tensors(shape, choices))
+def trainable_parameters(architecture: Architecture, choices: Choices) -> int:
+    return sum(tensors.total_elements for tensors in trained_tensors(architecture, choices))
 
 
-def adapter_bytes(shape: Shape, choices: Choices) -> int:
+def adapter_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes of what a method adds to the base model."""
     if choices.mode == "full":
         return 0
-    return gradient_bytes(shape, choices)
+    return gradient_bytes(architecture, choices)
 
 
-def gradient_bytes(shape: Shape, choices: Choices) -> int:
+def gradient_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes of all gradients: each has the type of its weight."""
-    return sum(tensors.total_bytes for tensors in trained_tensors(shape, choices))
+    return sum(tensors.total_bytes for tensors in trained_tensors(architecture, choices))
 
 
-def l2_sp_bytes(shape: Shape, choices: Choices) -> int:
+def l2_sp_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes of the starting weights that training.l2_sp keeps next to the trained ones: of a full
     training in the type of the model's files, of an adapter in its own (ftcli.training.l2_sp)."""
     if not choices.l2_sp:
         return 0
     if choices.mode == "full":
-        return shape.parameters * min(choices.weight_bytes, shape.stored_bytes)
-    return gradient_bytes(shape, choices)
+        return (
+            gradient_bytes(architecture, choices)
+            // choices.weight_bytes
+            * min(choices.weight_bytes, architecture.stored_bytes)
+        )
+    return gradient_bytes(architecture, choices)
 
 
-def l2_sp_piece_bytes(shape: Shape, choices: Choices) -> int:
+def l2_sp_piece_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes of the piece of them that a step casts to the type of the trained weights."""
-    cast = choices.l2_sp and choices.mode == "full" and shape.stored_bytes < choices.weight_bytes
+    cast = (
+        choices.l2_sp
+        and choices.mode == "full"
+        and architecture.stored_bytes < choices.weight_bytes
+    )
     return choices.weight_bytes * L2_SP_PIECE_ELEMENTS if cast else 0
 
 
-def trains_embeddings(shape: Shape, choices: Choices) -> bool:
+def trains_embeddings(architecture: Architecture, choices: Choices) -> bool:
     """Where the head is the embedding matrix, either name trains the one matrix that both are
     (ftcli.models.methods, ensure_weight_tying)."""
     saved = choices.modules_to_save
-    return choices.mode == "full" or "embed_tokens" in saved or (shape.tied and "lm_head" in saved)
+    return (
+        choices.mode == "full"
+        or "embed_tokens" in saved
+        or (architecture.tied and "lm_head" in saved)
+    )
 
 
-def trains_head(shape: Shape, choices: Choices) -> bool:
+def trains_head(architecture: Architecture, choices: Choices) -> bool:
     saved = choices.modules_to_save
-    return choices.mode == "full" or "lm_head" in saved or (shape.tied and "embed_tokens" in saved)
+    return (
+        choices.mode == "full"
+        or "lm_head" in saved
+        or (architecture.tied and "embed_tokens" in saved)
+    )
 
 
 def saved_bytes(choices: Choices) -> int:
@@ -106,115 +122,125 @@ def saved_bytes(choices: Choices) -> int:
     return choices.stack.saved_bytes or choices.weight_bytes
 
 
-def head_weight_bytes(shape: Shape, choices: Choices) -> int:
+def head_weight_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes of one weight of the head."""
-    saved = choices.mode != "full" and trains_head(shape, choices)
+    saved = choices.mode != "full" and trains_head(architecture, choices)
     return saved_bytes(choices) if saved else choices.weight_bytes
 
 
-def head_gradient_bytes(shape: Shape, choices: Choices) -> int:
+def head_gradient_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes of the head's gradient, which exists before that of any layer."""
-    if not trains_head(shape, choices):
+    if not trains_head(architecture, choices):
         return 0
-    return shape.vocab * shape.hidden * head_weight_bytes(shape, choices)
+    return architecture.vocab * architecture.hidden * head_weight_bytes(architecture, choices)
 
 
-def embedding_gradient_bytes(shape: Shape, choices: Choices) -> int:
+def embedding_gradient_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes of the embeddings' gradient, which comes after those of all layers."""
-    if not trains_embeddings(shape, choices):
+    if not trains_embeddings(architecture, choices):
         return 0
     each = choices.weight_bytes if choices.mode == "full" else saved_bytes(choices)
-    return shape.vocab * shape.hidden * each
+    return architecture.vocab * architecture.hidden * each
 
 
-def optimizer_bytes(shape: Shape, choices: Choices) -> tuple[int, int]:
+def optimizer_bytes(architecture: Architecture, choices: Choices) -> tuple[int, int]:
     """Bytes of the optimizer's states: (in GPU memory, in managed memory)."""
     match choices.optimizer:
         case "sgd":
             return 0, 0
         case "adamw":
-            return 2 * gradient_bytes(shape, choices), 0
+            return 2 * gradient_bytes(architecture, choices), 0
         case "adamw-8bit" | "paged-adamw-8bit":
-            return _states_8bit(shape, choices)
+            return _states_8bit(architecture, choices)
         case _:
             assert_never(choices.optimizer)
 
 
-def _full_tensors(shape: Shape, each: int) -> Iterator[Tensors]:
-    for inputs, outputs in shape.linear_modules().values():
-        yield Tensors(inputs * outputs, shape.layers, each)
-    for elements in shape.expert_tensors().values():
-        yield Tensors(elements, shape.layers, each)
-    matrix = shape.vocab * shape.hidden
+def _full_tensors(architecture: Architecture, each: int) -> Iterator[Tensors]:
+    for kind in architecture.kinds:
+        layers = len(kind.layers)
+        sizes = [linear.elements for linear in kind.linear]
+        sizes += [experts.elements for experts in kind.experts]
+        for elements in (*sizes, *kind.others):
+            yield Tensors(elements, layers, each)
+    matrix = architecture.vocab * architecture.hidden
     yield Tensors(matrix, 1, each, embedding=True)
-    if not shape.tied:
+    if not architecture.tied:
         yield Tensors(matrix, 1, each)
-    for elements in shape.layer_vectors():
-        yield Tensors(elements, shape.layers, each)
-    outside = shape.vector_parameters - shape.layers * sum(shape.layer_vectors())
-    yield Tensors(outside, 1, each)
+    if architecture.head_bias:
+        yield Tensors(architecture.vocab, 1, each)
+    for elements in architecture.outer:
+        yield Tensors(elements, 1, each)
 
 
-def _method_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
+def _method_tensors(architecture: Architecture, choices: Choices, each: int) -> Iterator[Tensors]:
     match choices.mode:
         case "lora" | "qlora":
-            yield from _lora_tensors(shape, choices, each)
+            yield from _lora_tensors(architecture, choices, each)
         case "bottleneck":
-            count = shape.layers * adapters_per_layer(choices)
-            matrix = choices.bottleneck * shape.hidden
+            for kind in architecture.kinds:
+                block_ends(kind, choices.placement)
+            count = architecture.layers * adapters_per_layer(choices)
+            matrix = choices.bottleneck * architecture.hidden
             yield Tensors(matrix, 2 * count, each)
             yield Tensors(choices.bottleneck, count, each)
-            yield Tensors(shape.hidden, count, each)
+            yield Tensors(architecture.hidden, count, each)
         case "prefix-tuning":
-            yield from _prefix_tensors(shape, choices, each)
+            yield from _prefix_tensors(architecture, choices, each)
         case "prompt-tuning":
-            yield Tensors(choices.virtual_tokens * shape.hidden, 1, each, embedding=True)
+            yield Tensors(choices.virtual_tokens * architecture.hidden, 1, each, embedding=True)
         case "full":
             raise AssertionError("full training has no tensors of its own")
         case _:
             assert_never(choices.mode)
 
 
-def _lora_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
-    for updates, layers in adapted(shape, choices).kinds:
-        for update in updates:
-            yield Tensors(update.rank * update.inputs, layers, each)
-            yield Tensors(update.rank * update.outputs, layers, each)
+def _lora_tensors(architecture: Architecture, choices: Choices, each: int) -> Iterator[Tensors]:
+    for alike in adapted(architecture, choices).kinds:
+        for update in alike.updates:
+            yield Tensors(update.rank * update.linear.inputs, alike.layers, each)
+            yield Tensors(update.rank * update.linear.outputs, alike.layers, each)
             if choices.dora:
-                yield Tensors(update.outputs, layers, each)
-    if experts_adapted(shape, choices):
-        yield from expert_tensors(shape, choices, each)
+                yield Tensors(update.linear.outputs, alike.layers, each)
+    for kind in architecture.kinds if choices.experts else ():
+        chosen = [n for n in kind.layers if choices.layers is None or n in choices.layers]
+        for stack in kind.experts:
+            ranks = choices.rank * stack.number
+            yield Tensors(ranks * stack.rows, len(chosen), each)
+            yield Tensors(ranks * stack.columns, len(chosen), each)
 
 
-def experts_adapted(shape: Shape, choices: Choices) -> bool:
-    """Whether LoRA reaches stacked experts: peft 0.21 counts them and their router among all
-    linear layers (utils/transformers_weight_conversion.py, _MOE_TARGET_MODULE_MAPPING), but where
-    layers are chosen, modules are named instead (ftcli.models.methods)."""
-    stacked = shape.experts > 1 and not choices.stack.linear_experts
-    unnamed = choices.target_modules == "all-linear" and choices.layers is None
-    return stacked and choices.has_lora and unnamed
+def block_ends(kind: LayerKind, placement: Placement = "both") -> list[Linear]:
+    """The last linear modules of the attention and of the MLP, which return to hidden width.
 
-
-def expert_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
-    """A and B of the router, and of all experts together: gate and up are one tensor with twice
-    the rank (_MOE_FUSED_TARGETS)."""
-    rank, hidden, inner = choices.rank, shape.hidden, shape.intermediate
-    ranks, fused = rank * shape.experts, shape.mlp_matrices - 1
-    sizes = [rank * hidden, rank * shape.experts]
-    sizes += [fused * ranks * hidden, fused * ranks * fused * inner, ranks * inner, ranks * hidden]
-    for elements in sizes:
-        yield Tensors(elements, shape.layers, each)
+    Raises ModelError where a layer has none.
+    """
+    width = kind.linear[-1].outputs if kind.linear else 0
+    blocks: dict[bool, Linear] = {}
+    for each in kind.linear:
+        if each.outputs == width:
+            first = each.name.split(".")[0] == kind.linear[0].name.split(".")[0]
+            blocks[first] = each
+    wanted = {"attention": [True], "mlp": [False], "both": [True, False]}[placement]
+    if any(each not in blocks for each in wanted):
+        name = "MLP" if True in blocks else "attention"
+        raise ModelError(
+            "method_refused",
+            "bottleneck adapters follow the last linear layers of attention and MLP, and the "
+            f"{name} of this model has none; set method.placement to the other, or use LoRA",
+        )
+    return [blocks[each] for each in wanted]
 
 
 def adapters_per_layer(choices: Choices) -> int:
     return 2 if choices.placement == "both" else 1
 
 
-def _prefix_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
+def _prefix_tensors(architecture: Architecture, choices: Choices, each: int) -> Iterator[Tensors]:
     """peft 0.21, tuners/prefix_tuning/model.py: keys and values of every layer, or the network
     that makes them, whose inner width is that of the keys (utils/other.py)."""
-    width = shape.kv_width
-    states = 2 * shape.layers * width
+    width = architecture.kinds[0].cached_width // 2
+    states = 2 * architecture.layers * width
     if not choices.projection:
         yield Tensors(choices.virtual_tokens * states, 1, each, embedding=True)
         return
@@ -225,7 +251,7 @@ def _prefix_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tenso
     yield Tensors(states, 1, each)
 
 
-def _saved_modules(shape: Shape, choices: Choices) -> Iterator[Tensors]:
+def _saved_modules(architecture: Architecture, choices: Choices) -> Iterator[Tensors]:
     """Copies of whole modules (peft, ModulesToSaveWrapper), and of the head's bias."""
     for name in choices.modules_to_save:
         if name not in ("embed_tokens", "lm_head"):
@@ -234,26 +260,26 @@ def _saved_modules(shape: Shape, choices: Choices) -> Iterator[Tensors]:
                 f"modules_to_save: {name!r} cannot be sized"
                 f"{did_you_mean(name, ['embed_tokens', 'lm_head'])}; known: embed_tokens, lm_head",
             )
-    if choices.modules_to_save and shape.tied and shape.head_bias:
+    if choices.modules_to_save and architecture.tied and architecture.head_bias:
         raise ModelError(
             "modules_to_save",
             "head and embeddings are one matrix here, and the head has a bias, which PEFT drops "
             "where it ties them; leave modules_to_save out",
         )
-    each, matrix = saved_bytes(choices), shape.vocab * shape.hidden
-    if trains_embeddings(shape, choices):
+    each, matrix = saved_bytes(choices), architecture.vocab * architecture.hidden
+    if trains_embeddings(architecture, choices):
         yield Tensors(matrix, 1, each, embedding=True)
-    if trains_head(shape, choices):
-        if not shape.tied:
+    if trains_head(architecture, choices):
+        if not architecture.tied:
             yield Tensors(matrix, 1, each)
-        if shape.head_bias:
-            yield Tensors(shape.vocab, 1, each)
+        if architecture.head_bias:
+            yield Tensors(architecture.vocab, 1, each)
 
 
-def _states_8bit(shape: Shape, choices: Choices) -> tuple[int, int]:
+def _states_8bit(architecture: Architecture, choices: Choices) -> tuple[int, int]:
     paged = choices.optimizer == "paged-adamw-8bit"
     on_card = managed = 0.0
-    for tensors in trained_tensors(shape, choices):
+    for tensors in trained_tensors(architecture, choices):
         # transformers 5.24, trainer.py create_optimizer: embeddings keep fp32 states.
         fp32 = tensors.embedding or tensors.elements < _SMALLEST_8BIT_ELEMENTS
         each = _STATE_FP32_BYTES if fp32 else _STATE_8BIT_BYTES

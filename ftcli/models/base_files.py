@@ -21,7 +21,7 @@ from ftcli.runs.atomic import free_bytes
 from ftcli.shell import shown_size
 
 if TYPE_CHECKING:
-    from ftcli.memory.shapes import Shape
+    from ftcli.memory.architecture import Architecture
 
 PIECE_BYTES = 4096  # a page, the least that a disk reads
 PIECES = 3  # of a tensor: its beginning, its middle and its end
@@ -111,7 +111,7 @@ def refuse_pickles(source: str, names: Collection[str]) -> None:
         )
 
 
-def require_weights(source: str, revision: str | None, shape: Shape) -> str:
+def require_weights(source: str, revision: str | None, architecture: Architecture) -> str:
     """Check that the weight files are here and complete, or can be downloaded; returns a message on
     what was found. Missing tensors are detected at loading (load.py). Raises ModelError."""
     if files := weight_files(source, revision):
@@ -133,7 +133,7 @@ def require_weights(source: str, revision: str | None, shape: Shape) -> str:
     names = hub_files(source, revision=revision, repo_type="model")
     if WHOLE not in names and INDEX not in names:
         raise ModelError("model", f"{source}: the repository has no weights ({WHOLE})")
-    wanted, free = 2 * shape.parameters, free_bytes(Path(HF_HUB_CACHE))  # in 16 bits
+    wanted, free = 2 * architecture.parameters, free_bytes(Path(HF_HUB_CACHE))  # in 16 bits
     if free < wanted:
         raise ModelError(
             "model",

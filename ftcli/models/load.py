@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -33,18 +33,16 @@ from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import ModelError
 from ftcli.kernels.dequantised import is_four_bit
 from ftcli.kernels.expert_stacks import (
-    NARROWEST,
     expert_stacks,
     quantise_experts,
     seal_stacks,
     stacks_quantised_on_loading,
 )
 from ftcli.kernels.experts import use_own_experts
-from ftcli.memory.shapes import Shape, shape_from_config
+from ftcli.models.find import architecture_of_config
 from ftcli.models.loss import require_known_head
 from ftcli.models.methods import keep_four_bit_trainable
 from ftcli.models.quantized_files import dequantise_on_loading, quantise_linear
-from ftcli.models.targets import cast_names, linear_names
 from ftcli.models.text_forward import idle_modules
 from ftcli.models.untrusted import (
     opening,
@@ -53,7 +51,6 @@ from ftcli.models.untrusted import (
     refuse_foreign_tokenizer,
     refuse_foreign_weights,
 )
-from ftcli.models.virtual_tokens import causal_model
 
 # Classes with towers first: AutoModelForCausalLM opens some of their checkpoints as the text alone,
 # and a merge would write a model without its towers.
@@ -75,16 +72,6 @@ def load_renderer(recipe: Recipe, source: str) -> Renderer:
     tokenizer = load_tokenizer(source, recipe.model.revision)
     note = choose_template(tokenizer, recipe)
     return renderer_of(tokenizer, recipe.data, note)
-
-
-def shape_of(network: PreTrainedModel) -> Shape | None:
-    """The shape of a network without its adapter; None for an unknown architecture."""
-    try:
-        return shape_from_config(
-            causal_model(network).config.get_text_config(decoder=True).to_dict()
-        )
-    except ModelError:
-        return None
 
 
 def renderer_of(
@@ -176,13 +163,6 @@ def _all_text(_: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, di
     return inputs, named
 
 
-def _empty(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a config, without weights."""
-    with torch.device("meta"):
-        model: PreTrainedModel = model_class(config).from_config(deepcopy(config))
-    return model
-
-
 def load_base(
     source: str,
     model: Model,
@@ -202,13 +182,15 @@ def load_base(
     dequantised = dequantise_on_loading(config, source)
     stored = config.dtype or torch.float32
     extra: dict[str, Any] = {"config": config} if dequantised else {}
-    stacks: dict[str, Sequence[int]] = {}
+    stacks: Mapping[str, Sequence[int]] = {}
     if quantization is not None and not dequantised:
-        with _quantisable(config):
-            empty = _empty(config)
-        extra["quantization_config"] = _only_linear(quantization, empty)
+        architecture = architecture_of_config(config)
+        quantization = deepcopy(quantization)
+        skipped = quantization.llm_int8_skip_modules or ()
+        quantization.llm_int8_skip_modules = [*skipped, architecture.unquantised_pattern()]
+        extra["quantization_config"] = quantization
         extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to the GPU
-        stacks = {each.full_name: each.shape for each in expert_stacks(empty)}
+        stacks = architecture.expert_sizes()
     if device.type == "cuda" and (quantization is None or not dequantised):
         extra["device_map"] = {"": device}  # what is dequantised would take 16 bits there
     has_towers = config.get_text_config(decoder=True) is not config
@@ -230,10 +212,12 @@ def load_base(
     _require_all_weights(base, loaded, source, stacks)
     mend_text_forward(base)
     if quantization is not None:
+        architecture = architecture_of_config(config)
         if dequantised:
-            quantise_linear(base, quantisable_names(base), quantization, device)
+            names = [name for name, each in architecture.linear_names() if each.quantises]
+            quantise_linear(base, names, quantization, device)
             quantise_experts(base, quantization, device)
-        _require_quantised(base, source)
+        _require_quantised(base, architecture.quantised_parameters, source)
     use_own_experts(base)
     base.config.get_text_config(decoder=True).use_cache = True
     keep_four_bit_trainable(base)
@@ -245,35 +229,11 @@ def load_base(
     return base
 
 
-def quantisable_names(network: PreTrainedModel) -> list[str]:
-    """Names of the linear layers to quantise: not those of a few numbers, such as a gate per head,
-    which gain nothing and which Gemma 3n clamps in place, and not those that inputs are cast to."""
-    cast = cast_names(network)
-    names = [name for name in linear_names(network) if name not in cast]
-    return [name for name in names if min(network.get_submodule(name).weight.shape) >= NARROWEST]
-
-
 @contextmanager
 def _quantisable(config: PreTrainedConfig) -> Iterator[None]:
     falcon = config.model_type == "falcon"
     with plain_falcon_layers() if falcon else nullcontext(), stacks_quantised_on_loading():
         yield
-
-
-def _only_linear(quantization: BitsAndBytesConfig, empty: PreTrainedModel) -> BitsAndBytesConfig:
-    """The same, for the linear layers that an adapter may be trained on: no tower, no head."""
-    wanted = {*quantisable_names(empty)}
-    skipped: list[str] = []
-    for name, module in empty.named_modules():
-        inside = any(name.startswith(f"{other}.") for other in skipped)
-        has_linear = any(isinstance(each, nn.Linear) for each in module.modules())
-        names = (f"{name}.{each}".rstrip(".") for each, _ in module.named_modules())
-        if name and has_linear and not inside and wanted.isdisjoint(names):
-            skipped.append(name)
-    patterns = [rf"{re.escape(name)}(\.|$)" for name in skipped]
-    found = deepcopy(quantization)
-    found.llm_int8_skip_modules = [*(quantization.llm_int8_skip_modules or ()), *patterns]
-    return found
 
 
 def _set_idle_aside(base: PreTrainedModel, stored: torch.dtype) -> None:
@@ -325,17 +285,15 @@ def _require_all_weights(
         )
 
 
-def _require_quantised(network: PreTrainedModel, source: str) -> None:
+def _require_quantised(network: PreTrainedModel, wanted: int, source: str) -> None:
     """Raise ModelError if layers that the estimate counts as 4-bit are not quantised."""
-    shape = shape_of(network)
-    if shape is None:
-        return
     layers: list[Any] = [each for each in network.modules() if is_four_bit(each)]
     found = sum(each.in_features * each.out_features for each in layers)
-    if found < shape.linear_parameters:  # towers are quantised too
+    found += sum(math.prod(each.shape) for each in expert_stacks(network) if each.in_4_bits)
+    if found != wanted:
         raise ModelError(
             "method_refused",
-            f"{source}: only {found:,} of {shape.linear_parameters:,} weights of its layers are in "
+            f"{source}: only {found:,} of {wanted:,} weights of its layers are in "
             "4 bits, so the estimate would be wrong; train it without quantisation (method.mode: "
             "lora; method.quantization: none)",
         )

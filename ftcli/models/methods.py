@@ -38,8 +38,10 @@ from ftcli.config.recipe import (
 )
 from ftcli.kernels.expert_stacks import plain_stacks
 from ftcli.kernels.experts import use_own_updates
-from ftcli.memory.shapes import shape_from_config
+from ftcli.memory.choices import Placement
+from ftcli.memory.trained import block_ends
 from ftcli.models.bottleneck import BottleneckConfig
+from ftcli.models.find import architecture_of_model
 from ftcli.models.targets import expert_names, kind_of, last_name, run_text, shortened, target_names
 from ftcli.models.text_forward import idle_modules
 from ftcli.models.virtual_tokens import init_virtual_tokens, require_prefix
@@ -246,11 +248,10 @@ def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PreTrainedModel:
     return adapted
 
 
-def adapter_targets(model: PreTrainedModel, placement: str) -> list[str]:
+def adapter_targets(model: PreTrainedModel, placement: Placement) -> list[str]:
     """Names of the last projections of attention and MLP."""
-    layout = shape_from_config(model.config.to_dict(), name=model.config.model_type).layout
-    ends = {"attention": [layout.output], "mlp": [layout.down]}
-    return ends.get(placement, [layout.output, layout.down])
+    ends = block_ends(architecture_of_model(model).kinds[0], placement)
+    return [last_name(each.name) for each in ends]
 
 
 def names_of_ends(model: PreTrainedModel, ends: Sequence[str]) -> list[str]:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, partial
+from collections.abc import Collection, Sequence
+from functools import cache
 from inspect import getsource
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from transformers import PreTrainedModel
 
 from ftcli.compat import attention_name
 from ftcli.config.recipe import LoraKeys
 from ftcli.errors import ModelError
-from ftcli.kernels.dequantised import is_four_bit
-from ftcli.kernels.expert_stacks import router_names, stacks_to_adapt
-from ftcli.models.text_forward import idle_names
+from ftcli.kernels.expert_stacks import stacks_to_adapt
+from ftcli.memory.adapted import reached_modules
+from ftcli.models.find import architecture_of_model
 
 # Tokens whose gradient shows what a text reaches.
 REACHING_TOKENS = 32
@@ -28,27 +26,12 @@ CAST_TO_WEIGHT = re.compile(r"\.to\((?:dtype=)?self\.(\w+)\.weight\.dtype")
 
 
 def target_names(model: PreTrainedModel, method: LoraKeys) -> list[str]:
-    """Full names of the linear layers that the method adapts; a full name reaches its layer
-    whatever `layers` says. Raises ModelError for a name that reaches none."""
-    names, targets = names_with_gradient(model), method.target_modules
-    if not names:
-        raise ModelError(
-            "target_modules",
-            f"{type(model).__name__} has no linear layers to adapt (GPT-2's are Conv1D); take "
-            "method.mode: full",
-        )
-    if isinstance(targets, str):
-        return [name for name in names if is_in_layers(name, method.layers)]
-
-    def reaches(target: str, name: str) -> bool:
-        if name == target:
-            return True
-        return name.endswith(f".{target}") and is_in_layers(name, method.layers)
-
-    idle = [each for each in targets if not any(reaches(each, name) for name in names)]
-    if idle:
-        raise ModelError("target_modules", f"no linear layer is called {', '.join(idle)}")
-    return [name for name in names if any(reaches(each, name) for each in targets)]
+    """Full names of the linear layers that the method adapts; raises ModelError for a name that
+    reaches none."""
+    named, layers = method.target_modules, method.layers
+    targets = named if isinstance(named, str) else tuple(named)
+    chosen = None if layers is None else tuple(layers)
+    return [name for *_, name in reached_modules(architecture_of_model(model), targets, chosen)]
 
 
 def expert_names(model: PreTrainedModel, method: LoraKeys) -> list[str]:
@@ -79,66 +62,8 @@ def is_in_layers(name: str, layers: Sequence[int] | None) -> bool:
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
-    """Full names of the decoder's linear layers, in the order of its modules.
-
-    Without the head and the routers of experts. Without layers that multiply in another way than
-    torch's, and those whose weight their module reads: an adapter would have no effect there (a
-    Mamba layer's kernel takes `out_proj.weight`).
-    """
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    prefix = next(name for name, module in model.named_modules() if module is decoder)
-    routers = router_names(model)
-    return [
-        path
-        for parent_path, parent in decoder.named_modules(prefix=prefix)
-        for name, module in parent.named_children()
-        if _is_linear(module)
-        and module is not head
-        and name not in _read_weights(parent)
-        and (path := f"{parent_path}.{name}".removeprefix(".")) not in routers
-    ]
-
-
-def names_with_gradient(model: PreTrainedModel) -> list[str]:
-    """Names of linear layers that a text's gradient reaches, found by one backward pass."""
-    names = linear_names(model)
-    if model.device.type == "meta":  # sizes without weights
-        return names
-    idle = tuple(f"{name}." for name in idle_names(model))  # whole layers, too
-    running = [name for name in names if not name.startswith(idle)]
-    reached = _reached(model, running)
-    return [name for name in running if kind_of(name) in reached]
-
-
-def _reached(model: PreTrainedModel, names: Collection[str]) -> set[str]:
-    """Kinds of modules whose outputs get a gradient other than zero from a text.
-
-    Not towers, and not the indexers of sparse attention, whose top-k has no gradient.
-    """
-    reached: set[str] = set()
-
-    def record(name: str, gradient: Tensor) -> None:
-        if gradient.any():
-            reached.add(kind_of(name))
-
-    def watch(name: str, _: nn.Module, __: object, output: Tensor) -> Tensor:
-        found = output.clone()  # Falcon adds to it in place, which a 4-bit layer's output refuses
-        if found.requires_grad:
-            found.register_hook(partial(record, name))
-        return found
-
-    def begin(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        return output.detach().requires_grad_().clone()  # CTRL multiplies it in place
-
-    handles = [model.get_submodule(n).register_forward_hook(partial(watch, n)) for n in names]
-    handles.append(model.get_input_embeddings().register_forward_hook(begin))
-    try:
-        with _frozen(model):
-            run_text(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return reached
+    """Full names of the linear layers that run on text and pass a gradient on, layer by layer."""
+    return [name for name, _ in architecture_of_model(model).linear_names()]
 
 
 def last_name(name: str) -> str:
@@ -151,19 +76,6 @@ def kind_of(name: str) -> str:
     return re.sub(r"\d+", "", name)
 
 
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Within the block, no parameter takes a gradient."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
 def run_text(model: PreTrainedModel) -> None:
     """Forward and backward of a short text."""
     device = model.get_input_embeddings().weight.device
@@ -173,35 +85,11 @@ def run_text(model: PreTrainedModel) -> None:
         model.eval()(input_ids=ids, use_cache=False).logits.sum().backward()
 
 
-def _is_linear(module: nn.Module) -> bool:
-    """Whether it computes as torch's linear layer; some subclasses do not."""
-    if not isinstance(module, nn.Linear):
-        return False
-    if is_four_bit(module) or type(module).forward is nn.Linear.forward:
-        return True
-    rows = module.weight.new_ones(2, module.in_features)
-    with torch.no_grad():
-        try:
-            return torch.equal(module(rows), F.linear(rows, module.weight, module.bias))
-        except (RuntimeError, TypeError):  # another shape, or several outputs
-            return False
-
-
-def _read_weights(module: nn.Module, pattern: re.Pattern[str] = READ_WEIGHT) -> frozenset[str]:
+def read_weights(module: nn.Module, pattern: re.Pattern[str] = READ_WEIGHT) -> frozenset[str]:
     """Names of children whose weight the module's class reads, not only its type or device."""
     kinds: Any = type(module).__mro__
     own = kinds[: kinds.index(nn.Module)]
     return frozenset().union(*(_read_in(kind, pattern) for kind in own))
-
-
-def cast_names(model: nn.Module) -> set[str]:
-    """Full names of layers to whose weight's type inputs are cast: packed 4-bit weights are bytes,
-    and so would be the inputs (transformers 5.24: the indexers of sparse attention)."""
-    return {
-        f"{path}.{name}".removeprefix(".")
-        for path, parent in model.named_modules()
-        for name in _read_weights(parent, CAST_TO_WEIGHT)
-    }
 
 
 @cache

@@ -21,7 +21,7 @@ from ftcli.data.dataset import Dataset, load_dataset, row_lengths
 from ftcli.errors import FtcliError
 from ftcli.evaluation.advice.advice import Advice, advice_file
 from ftcli.evaluation.verdicts import RunVerdict, verdict_of
-from ftcli.memory.shapes import model_source
+from ftcli.memory.known_models import model_source
 from ftcli.report.charts import Chart, charts_of
 from ftcli.report.samples import Samples, samples_in
 from ftcli.runs.folder import RunFolder

@@ -55,7 +55,8 @@ class MemoryFigures(Result):
     validation_bytes: int | None = None
     """Allocated on a GPU by validations; None on a CPU, where the process keeps the freed memory
     of steps."""
-    shape: Any
+    model: str
+    """Its hub id or folder."""
     choices: Any
 
 

@@ -130,6 +130,7 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
         plan,
         recipe.training.save_total_limit,
     )
+    trainer.architecture = job.model.architecture
     if plan.optimizations.dequantised:
         cache_dequantised(trainer.model)
     if plan.optimizations.fused_lora:

@@ -29,8 +29,8 @@ from ftcli.data.tokenizing.prefix_tree import (
 from ftcli.memory.fit.search import CPU_TOKENS
 from ftcli.models.batches import Batch, Row, packed, padded
 from ftcli.models.device import is_out_of_memory
-from ftcli.models.load import shape_of
-from ftcli.models.virtual_tokens import virtual_tokens
+from ftcli.models.find import architecture_of_model
+from ftcli.models.virtual_tokens import causal_model, virtual_tokens
 from ftcli.training.checkpoint import random_state, restore_random_state
 from ftcli.training.plan.memory import PREFIXES
 from ftcli.training.plan.optimizations import why_not_packed
@@ -203,10 +203,10 @@ def scoring_collator(
     network: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int
 ) -> Collator:
     """The collator that a plan would choose; `rows` of token ids show their common prefix."""
-    on_cpu, shape = next(network.parameters()).device.type == "cpu", shape_of(network)
-    if not on_cpu or virtual_tokens(network) or shape is None:
+    if next(network.parameters()).device.type != "cpu" or virtual_tokens(network):
         return PaddingCollator(pad_id)
-    if why_not_packed(replace(shape, dropout=False)) is not None:
+    architecture = architecture_of_model(causal_model(network))
+    if why_not_packed(replace(architecture, dropout=False)) is not None:
         return PaddingCollator(pad_id)
     tokens = max(CPU_TOKENS, PREFIXES * typical_common_prefix(rows))
     return PackingCollator(tokens, None, share_prefix=True)

@@ -15,8 +15,10 @@ from ftcli.config.recipe import Full, PrefixTuning, Recipe
 from ftcli.data.dataset import Dataset
 from ftcli.errors import FtcliError, MachineError, UsageError
 from ftcli.hub import require_reachable
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import Shape, find_shape, model_source
+from ftcli.memory.known_models import model_source
+from ftcli.models.find import find_architecture
 from ftcli.runs.checkpoints import verify
 from ftcli.runs.folder import RunFolder
 from ftcli.training.opening import OpenRun
@@ -35,7 +37,7 @@ class BaseModel:
     source: str
     """Folder or hub id."""
     revision: str | None
-    shape: Shape
+    architecture: Architecture
     renderer: Renderer
     hardware: Hardware
 
@@ -133,8 +135,8 @@ def open_model(recipe: Recipe) -> BaseModel:
     """
     model = recipe.model
     source = model_source(model.id)
-    shape = find_shape(model.id, model.revision)
-    require_possible(recipe, shape)
+    architecture = find_architecture(model.id, model.revision)
+    require_possible(recipe, architecture)
     require_reachable(source, model.revision)
 
     from ftcli.kernels.cpu import tune_cpu
@@ -142,9 +144,9 @@ def open_model(recipe: Recipe) -> BaseModel:
     from ftcli.models.load import load_renderer
 
     hardware = hardware_for(recipe)
-    require_machine(recipe, shape, hardware)
+    require_machine(recipe, architecture, hardware)
     tune_cpu(hardware)
-    return BaseModel(source, model.revision, shape, load_renderer(recipe, source), hardware)
+    return BaseModel(source, model.revision, architecture, load_renderer(recipe, source), hardware)
 
 
 def require_trackers(recipe: Recipe) -> None:

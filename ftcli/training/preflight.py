@@ -24,7 +24,6 @@ from ftcli.kernels.cpu import trim_heap
 from ftcli.memory.activations import KEPT_KEYS, layers_bytes, rebuilt_layer_bytes
 from ftcli.memory.hardware import Hardware
 from ftcli.models.device import uses_gpu
-from ftcli.models.load import shape_of
 from ftcli.runs.atomic import TEMPORARY, delete_folder, folder_bytes, require_space
 from ftcli.shell import gib
 from ftcli.training.building import build_trainer
@@ -242,9 +241,8 @@ def _layers_bytes(trainer: FtcliTrainer, plan: Plan, found: MicroBatch) -> int:
     assert layout is not None
     keys = round(saved_probabilities(layout) / tokens)  # per token, on average
     choices = replace(plan.estimated, micro_batch=1, seq_len=tokens, longest_row=keys)
-    shape = shape_of(trainer.model)
-    assert shape is not None, "the plan needed it"
-    return layers_bytes(shape, choices) + rebuilt_layer_bytes(shape, choices)
+    architecture = trainer.architecture
+    return layers_bytes(architecture, choices) + rebuilt_layer_bytes(architecture, choices)
 
 
 def _train_on_largest(trainer: FtcliTrainer, plan: Plan, max_rows: int) -> tuple[list[int], float]:
@@ -290,12 +288,12 @@ def _first_of_last_layers(
 
 def _whole_pass(trainer: FtcliTrainer, plan: Plan, first: int | None) -> float:
     """Time of a whole pass, relative to one whose backward pass ends at layer `first`."""
-    shape = shape_of(trainer.model)
-    if first is None or shape is None:
+    architecture = trainer.architecture
+    if first is None:
         return 1.0
     # Of a forward pass: without gradients of frozen weights; checkpointing repeats the forward.
     backward = 2 if plan.training.gradient_checkpointing else 1
-    return (1 + backward) / (1 + backward * (shape.layers - first) / shape.layers)
+    return (1 + backward) / (1 + backward * (architecture.layers - first) / architecture.layers)
 
 
 def _reserve_optimizer_states(trainer: FtcliTrainer, plan: Plan) -> torch.Tensor | None:

@@ -17,7 +17,7 @@ from ftcli.data.dataset import PART_NAMES, load_dataset
 from ftcli.data.splits import files_of, rows_parts, source_digests
 from ftcli.errors import FtcliError, MachineError, Stopped
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import model_source
+from ftcli.memory.known_models import model_source
 from ftcli.models.base_files import base_fingerprint
 from ftcli.runs.atomic import (
     delete_temporary,

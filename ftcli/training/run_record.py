@@ -14,7 +14,6 @@ from ftcli.config.loader import differences, dump_recipe, load_recipe
 from ftcli.errors import FtcliError, ModelError
 from ftcli.memory import Choices
 from ftcli.memory.interval import residuals_of
-from ftcli.memory.shapes import Shape
 from ftcli.runs.atomic import write_text
 from ftcli.runs.folder import RunFolder, runs_at
 from ftcli.runs.training_records import MemoryFigures
@@ -91,7 +90,7 @@ def finish_run(
             "first_eval_loss": result.first_eval_loss,
             "best_step": result.best_step,
             "tokens_per_second": result.tokens_per_second,
-            "total_parameters": job.model.shape.parameters,
+            "total_parameters": job.model.architecture.parameters,
             # Without the base's tokenizer next to them.
             "saved_bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
             "checkpoint_bytes": run.checkpoint_bytes(),
@@ -120,7 +119,7 @@ def record_memory(job: TrainJob, measured: StepMemory) -> None:
         reserved_bytes=steps.reserved_bytes,
         resident_bytes=steps.resident_bytes,
         validation_bytes=measured.validations.allocated_bytes,
-        shape=job.model.shape,
+        model=job.recipe.model.id,
         choices=plan.estimated,
     )
     earlier = job.run.read_manifest().get("memory", {})
@@ -158,7 +157,6 @@ def known_speed(job: TrainJob) -> tuple[float, RunFolder] | None:
 class MemoryRecord(MemoryFigures):
     """`memory` of run.json with the inputs of its estimate, which allow to estimate it again."""
 
-    shape: Shape
     choices: Choices
 
     def maximum(self, earlier: Mapping[str, Any]) -> MemoryRecord:

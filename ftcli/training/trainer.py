@@ -26,6 +26,7 @@ from transformers.trainer_pt_utils import safe_globals
 from trl import SFTConfig, SFTTrainer
 
 from ftcli.kernels.attention import attention_for
+from ftcli.memory.architecture import Architecture
 from ftcli.models.adapters import load_encoder, prefix_encoder, read_adapter
 from ftcli.models.loss import add_loss_to_forward, row_losses
 from ftcli.models.methods import trainable_weights_restored
@@ -96,6 +97,8 @@ class FtcliTrainer(SFTTrainer):
         self.oom_retry = OomRetry(plan.training.micro_batch_size)
         self.validation_retry = OomRetry(plan.training.micro_batch_size)
         self.stops: StopSignals | None = None
+        self.architecture: Architecture
+        """Set when it is built."""
         self.l2_sp: L2SP | None = None
         self.checkpoint_bytes = 0
         self.checkpoint_seconds = 0.0

@@ -14,7 +14,7 @@ from ftcli.config.loader import load_recipe
 from ftcli.config.recipe import Bottleneck, Lora, Method, PrefixTuning, PromptTuning
 from ftcli.data.dataset import LongestRow
 from ftcli.memory.hardware import find_card
-from ftcli.memory.shapes import find_shape
+from ftcli.models.find import find_architecture
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 from tests.conftest import prepared_data
@@ -236,10 +236,10 @@ def test_a_gpu_between_estimate_and_upper_bound_may_not_fit(show: Any, ask: Any)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--model mixtral-8x7b --mode qlora", "note: the experts stay in 16 bits"),
-        ("--model gemma-2-2b", "note: gemma-2-2b caps its attention scores"),
+        ("--model mixtral-8x7b --mode qlora", "note: the experts stay frozen; method.experts"),
+        ("--model gemma-2-2b", "note: gemma-2-2b has no sdpa attention in transformers"),
         ("--model 7b --mode prefix-tuning", "note: no gradient checkpointing: keys and values"),
-        ("--model phi-2", "no run covers layers of type phi"),
+        ("--model olmo-2-1b", "no run covers model type olmo2"),
         ("--model 7b --mode full", "no run covers fp32 weights in full fine-tuning"),
     ],
 )
@@ -366,7 +366,7 @@ def test_methods_by_flags_are_written(ask: Any, here: Path, flags: str, method: 
     recipe = load_recipe(here / "fits.yaml").recipe
     assert recipe.method == method
     profile = RowStatistics.of(prepared_data(longest=LongestRow("shop.jsonl", 7, 512)))
-    plan = make_plan(recipe, find_shape("7b"), profile, find_card("H200").hardware)
+    plan = make_plan(recipe, find_architecture("7b"), profile, find_card("H200").hardware)
     assert plan.estimate.trainable_parameters == found["trainable_parameters"]
 
 

@@ -12,8 +12,8 @@ import pytest
 from ftcli.config.loader import load_recipe
 from ftcli.data.dataset import LongestRow, save_dataset, split_file
 from ftcli.memory.hardware import Hardware, find_card
-from ftcli.memory.shapes import find_shape
 from ftcli.models import device
+from ftcli.models.find import find_architecture
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 from tests.conftest import prepared_data
@@ -134,7 +134,7 @@ def prepare(here: Path, lengths: list[int], max_length: int) -> None:
     with pa.ipc.new_stream(str(split_file(folder, "train")), schema) as stream:
         stream.write_table(pa.table({"input_ids": [[1] * n for n in lengths]}, schema))
     prepared = prepared_data(
-        model=find_shape("7b").hub_id,
+        model=find_architecture("7b").hub_id,
         train_source=str(here / "shop.jsonl"),
         max_length=max_length,
         longest=LongestRow("shop.jsonl", 7, max(lengths)),
@@ -167,7 +167,7 @@ def test_the_written_recipe_keeps_comments_and_plans_the_same(ask: Any, here: Pa
         assert comment in "\n".join(new)
     loaded = load_recipe(here / "fits.yaml")
     profile = RowStatistics.of(prepared_data(longest=LongestRow("shop.jsonl", 7, 512)))
-    plan = make_plan(loaded.recipe, find_shape("7b"), profile, find_card("16GB").hardware)
+    plan = make_plan(loaded.recipe, find_architecture("7b"), profile, find_card("16GB").hardware)
     choices = found["fit"]["choices"]
     assert plan.training.micro_batch_size == choices["micro_batch"]
     assert plan.training.gradient_checkpointing == choices["gradient_checkpointing"]

@@ -15,7 +15,7 @@ from ftcli.cli.train import train_recipe as command
 from ftcli.cli.train.train_recipe import DryRun, Trained
 from ftcli.config.loader import load_recipe
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import find_shape
+from ftcli.models.find import find_architecture
 from ftcli.runs.folder import RunFolder
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics, short_key
@@ -157,7 +157,7 @@ def dry(here: Path) -> DryRun:
     loaded = load_recipe(here / "shop.yaml")
     hardware = Hardware("cpu", "two cores", 16 * 10**9, 12 * 10**9, None, False, 2)
     profile = RowStatistics(340, 70_000, 300, 0.4, 5000)
-    plan = make_plan(loaded.recipe, find_shape("smollm2-135m"), profile, hardware)
+    plan = make_plan(loaded.recipe, find_architecture("smollm2-135m"), profile, hardware)
     names = dict.fromkeys(plan.reasons, "SFTConfig")
     return DryRun(loaded.recipe, RunFolder(here / "runs" / "shop"), plan, names)
 

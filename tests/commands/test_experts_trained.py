@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 from safetensors.torch import load_file
 
 from ftcli.cli import run
-from ftcli.memory.shapes.families import FAMILIES
 from tests.commands.test_training import adapter_digest, stop_at, train
 from tests.conftest import save_tiny_model
 
@@ -25,17 +23,8 @@ TRAINING = {"max_steps": 8, "batch_size": 4, "eval_steps": 4, "learning_rate": "
 
 
 @pytest.fixture
-def mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, str]]:
-    """A tiny model as a recipe names it; the estimate counts it as one of Qwen 3."""
-    for room in ("training.plan.decide", "memory.fit.fitting"):
-        monkeypatch.setattr(f"ftcli.{room}.require_mode", lambda *_: None)
-    known = replace(
-        FAMILIES["qwen3_moe"],
-        experts_key="num_local_experts",
-        intermediate_key="intermediate_size",
-        capped_scores=True,
-    )
-    monkeypatch.setitem(FAMILIES, "gpt_oss", known)
+def mixture(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """A tiny model as a recipe names it."""
     return lambda kind: {
         "id": str(save_tiny_model(tmp_path / kind, kind, **EXPERTS | MIXTURES[kind]))
     }

@@ -26,9 +26,8 @@ from transformers import (
 )
 
 from ftcli.cli import run
-from ftcli.memory.shapes.families import FAMILIES
 from ftcli.models.older_readers import write_for_older_readers
-from tests.architectures import SIZES
+from tests.architectures import MODEL_TYPES, SIZES
 from tests.conftest import pair, save_recipe, save_rows, tiny_tokenizer
 
 # transformers 4.57 with what it pins; torch, peft and the rest are this environment's own.
@@ -138,7 +137,7 @@ def tiny(model_type: str, rotary: dict[str, Any] | None) -> Any:
 
 
 CASES: dict[str, tuple[str, dict[str, Any] | None]] = {
-    **{name: (name, None) for name in FAMILIES},
+    **{name: (name, None) for name in MODEL_TYPES},
     **STRETCHED,
 }
 

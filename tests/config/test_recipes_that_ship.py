@@ -14,8 +14,9 @@ from ftcli.data.sources import read_examples
 from ftcli.errors import MachineError
 from ftcli.evaluation.scorers.format import format_scorer
 from ftcli.evaluation.scorers.scorer import Question
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.hardware import Hardware, find_card
-from ftcli.memory.shapes import Shape, find_shape
+from ftcli.models.find import find_architecture
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 
@@ -46,8 +47,8 @@ def examples_of(loaded: RecipeFile) -> list[Example]:
     return [item for item in items if isinstance(item, Example)]
 
 
-def shape_of(loaded: RecipeFile) -> Shape:
-    return find_shape(loaded.recipe.model.id, loaded.recipe.model.revision)
+def shape_of(loaded: RecipeFile) -> Architecture:
+    return find_architecture(loaded.recipe.model.id, loaded.recipe.model.revision)
 
 
 def longest_rows(loaded: RecipeFile) -> RowStatistics:
@@ -95,9 +96,9 @@ def test_its_answers_have_the_form_it_asks_for(path: Path) -> None:
 
 @every_recipe
 def test_its_model_is_known_without_a_network(path: Path) -> None:
-    shape = shape_of(load_recipe(path))
-    assert shape.hub_id is not None
-    assert shape.parameters > 10**8
+    architecture = shape_of(load_recipe(path))
+    assert architecture.hub_id is not None
+    assert architecture.parameters > 10**8
 
 
 @every_recipe

@@ -17,7 +17,7 @@ from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.kernels import attention, slots
 from ftcli.kernels.attention import attention_for
 from ftcli.kernels.lora import fuse_lora
-from ftcli.memory.shapes.shape import PACKED_TYPES
+from ftcli.memory.architecture import PACKED_TYPES
 from ftcli.models.batches import TOKENS_ROUNDED, Batch, packed, padded
 from ftcli.models.loss import row_losses, summed_loss
 from ftcli.models.methods import attach

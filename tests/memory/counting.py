@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import ftcli.models.methods
 from ftcli.config.recipe import Bottleneck, Full, Lora, Method, PrefixTuning, PromptTuning, Qlora
 from ftcli.kernels.dequantised import cache_dequantised
+from ftcli.kernels.experts import use_own_experts
 from ftcli.kernels.lora import fuse_lora
 from ftcli.memory import Choices
 from ftcli.models.batches import Batch, of_tensors, packed
@@ -61,7 +62,8 @@ def build(config: dict[str, Any], choices: Choices) -> Any:
     )
     if choices.quantization is not None:
         model = quantised(model, choices)
-    text_forward(model)  # as ftcli.models.load does
+    use_own_experts(model)  # as ftcli.models.load does
+    text_forward(model)
     model = attach(model, choices).train()
     if choices.keeps_dequantised:
         cache_dequantised(model)

@@ -7,20 +7,19 @@ from typing import Any
 
 import pytest
 
-from ftcli.errors import ModelError
 from ftcli.memory import Choices
 from ftcli.memory.fit.fitting import SMALLER_MODELS, FitResult, fit, instead, steps
 from ftcli.memory.fit.request import FitRequest, options_of
 from ftcli.memory.fit.search import CARD_TOKENS, estimate_on, fits
 from ftcli.memory.hardware import KNOWN_CARDS, card_of_size, find_card
-from ftcli.memory.shapes import find_shape
+from ftcli.models.find import find_architecture
 
 CARD_24GB = find_card("24GB").hardware
 
 
 def asked(choices: Choices, model: str = "7b", **changes: Any) -> FitRequest:
     rows = choices.micro_batch * choices.gradient_accumulation
-    return FitRequest(find_shape(model), choices, rows, **changes)
+    return FitRequest(find_architecture(model), choices, rows, **changes)
 
 
 def keys(found: FitResult | None) -> dict[str, Any]:
@@ -144,16 +143,14 @@ def test_a_shorter_length_says_what_it_cuts() -> None:
     assert last.cost.startswith("the ends of 12.5% of the prepared rows")
     longer = replace(found.choices, seq_len=last.value + 64)
     hardware = find_card("12GB").hardware
-    assert not fits(estimate_on(wanted.shape, longer, hardware), hardware)
+    assert not fits(estimate_on(wanted.architecture, longer, hardware), hardware)
     unknown = fit(replace(wanted, share_longer=None), find_card("12GB").hardware)
     assert unknown is not None and "is not known" in unknown.changes[-1].cost
 
 
-def test_adapters_on_a_mixture_are_refused_as_by_train() -> None:
-    with pytest.raises(ModelError, match="mixture of experts"):
-        fit(asked(Choices("lora"), "mixtral-8x7b"), CARD_24GB)
+def test_a_mixture_may_be_trained_by_smaller_methods() -> None:
     options = options_of(asked(Choices("full"), "mixtral-8x7b"), CARD_24GB)
-    assert options.mode == ("full",)
+    assert options.mode == ("full", "lora", "qlora")
 
 
 # Where nothing fits
@@ -165,7 +162,7 @@ def test_where_nothing_fits_a_card_and_a_model_that_do_are_named() -> None:
     found = instead(wanted, CARD_24GB)
     assert found.card is not None and found.model is not None
     better = SMALLER_MODELS[SMALLER_MODELS.index(found.model) - 1]
-    too_large = estimate_on(find_shape(better), wanted.choices, CARD_24GB)
+    too_large = estimate_on(find_architecture(better), wanted.choices, CARD_24GB)
     assert not fits(too_large, CARD_24GB)
     larger = next(card for card in KNOWN_CARDS if card.name == found.card)
     assert fit(wanted, larger.hardware) is not None
@@ -177,7 +174,7 @@ def test_where_nothing_fits_a_card_and_a_model_that_do_are_named() -> None:
     for card in smaller:
         nearly = fit(wanted, card.hardware)
         assert nearly is None or nearly.choices.seq_len < 1024
-    model = replace(wanted, shape=find_shape(found.model))
+    model = replace(wanted, architecture=find_architecture(found.model))
     as_it_is = fit(model, CARD_24GB)
     assert as_it_is is not None and as_it_is.changes == ()
 
@@ -190,10 +187,10 @@ def test_a_model_without_the_named_layers_is_no_alternative() -> None:
 
 def test_without_a_known_gpu_that_fits_none_is_named() -> None:
     tiny = card_of_size(0.5).hardware
-    found = instead(asked(Choices("full", seq_len=8192), "mixtral-8x22b"), tiny)
+    found = instead(asked(Choices("full", seq_len=8192), "deepseek-v3"), tiny)
     assert found.card is None and found.model is None
 
 
 def test_the_smaller_models_are_known_from_large_to_small() -> None:
-    sizes = [find_shape(name).parameters for name in SMALLER_MODELS]
+    sizes = [find_architecture(name).parameters for name in SMALLER_MODELS]
     assert sizes == sorted(sizes, reverse=True)

@@ -11,19 +11,19 @@ from ftcli.memory import Choices
 from ftcli.memory.fit.limits import size_named, sizes_of, sweep
 from ftcli.memory.fit.search import estimate_on
 from ftcli.memory.hardware import find_card
-from ftcli.memory.shapes import find_shape
+from ftcli.models.find import find_architecture
 
 CARD = find_card("4090").hardware
 
 
 def test_a_sweep_estimates_each_value_alone() -> None:
-    shape, choices = find_shape("7b"), Choices("qlora")
-    found = sweep(shape, choices, "max-length", (512, 2048, 65_536), CARD)
+    architecture, choices = find_architecture("7b"), Choices("qlora")
+    found = sweep(architecture, choices, "max-length", (512, 2048, 65_536), CARD)
     assert [row.value for row in found.rows] == [512, 2048, 65_536]
     for row in found.rows:
-        assert row.estimate == estimate_on(shape, replace(choices, seq_len=row.value), CARD)
+        assert row.estimate == estimate_on(architecture, replace(choices, seq_len=row.value), CARD)
     assert [row.fits for row in found.rows] == [True, True, False]
-    assert {row.fits for row in sweep(shape, choices, "rank", (8, 16), None).rows} == {None}
+    assert {row.fits for row in sweep(architecture, choices, "rank", (8, 16), None).rows} == {None}
 
 
 def test_a_sweep_is_read_from_its_text() -> None:

@@ -15,11 +15,12 @@ import yaml
 
 from ftcli.config.loader import load_recipe
 from ftcli.memory import Choices
+from ftcli.memory.adapted import last_names
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.fit.fitting import fit
 from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.fit.search import CARD_TOKENS, estimate_on, fits
 from ftcli.memory.hardware import GIB, Hardware, card_of_size
-from ftcli.memory.shapes import Shape
 from ftcli.training.estimate.overrides import RecipeWithFlags, with_flags
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
@@ -91,7 +92,7 @@ def random_lora_keys(draw: random.Random, model: str) -> dict[str, Any]:
 
 def random_card(draw: random.Random, wanted: FitRequest) -> Hardware:
     """From a GPU that fits the request as it is to one that fits none."""
-    needed = estimate_on(wanted.shape, wanted.choices, None).high_bytes
+    needed = estimate_on(wanted.architecture, wanted.choices, None).high_bytes
     return card_of_size(needed * draw.uniform(0.1, 1.1) / GIB + 0.5).hardware
 
 
@@ -120,20 +121,20 @@ def every_way(wanted: FitRequest) -> list[tuple[tuple[int, ...], Choices]]:
 
 def values_of(wanted: FitRequest) -> dict[str, list[Any]]:
     """The values of each choice, cheapest first; the most expensive choice first."""
-    choices, shape = wanted.choices, wanted.shape
+    choices, architecture = wanted.choices, wanted.architecture
     optimizers = ["adamw", "adamw-8bit", "paged-adamw-8bit"]
-    capped = choices.attention != "eager" or shape.capped_scores
+    settled = choices.attention != "eager" or "sdpa" not in architecture.attention
     longest = choices.seq_len
     return {
         "seq_len": [longest, *(n for n in range(longest - 1, 127, -1) if n % 64 == 0)],
         **method_values(wanted),
-        "target_modules": fewer_targets(shape, choices),
+        "target_modules": fewer_targets(architecture, choices),
         "optimizer": (
             ["sgd"]
             if choices.optimizer == "sgd"
             else optimizers[optimizers.index(choices.optimizer) :]
         ),
-        "attention": [choices.attention] if capped else ["eager", "sdpa"],
+        "attention": [choices.attention] if settled else ["eager", "sdpa"],
         "gradient_checkpointing": checkpointings(wanted),
     }
 
@@ -147,7 +148,7 @@ def method_values(wanted: FitRequest) -> dict[str, list[Any]]:
     if not choices.rank_pattern:
         ranks += [rank for n in range(1, 9) if (rank := choices.rank // 2**n) >= 4]
     modes = ["full", "lora", "qlora"]
-    modes = modes[modes.index(choices.mode) :] if wanted.shape.experts == 1 else ["full"]
+    modes = modes[modes.index(choices.mode) :]
     return {"rank": ranks, "mode": modes, "four_bit_base": [False]}
 
 
@@ -158,13 +159,15 @@ def checkpointings(wanted: FitRequest) -> list[bool]:
     return [True] if asked else [False, True]
 
 
-def fewer_targets(shape: Shape, choices: Choices) -> list[Any]:
+def fewer_targets(architecture: Architecture, choices: Choices) -> list[Any]:
     if choices.mode in FROZEN or choices.rank_pattern:
         return [choices.target_modules]
-    if shape.experts > 1 or choices.target_modules != "all-linear":
-        queries = [("q_proj", "v_proj")] if choices.target_modules != "all-linear" else []
-        return [choices.target_modules, *(queries if shape.experts == 1 else [])]
-    if shape.fused_queries:
+    if choices.target_modules != "all-linear":
+        return [choices.target_modules, ("q_proj", "v_proj")]
+    names = last_names(architecture)
+    if names == ["q_proj", "k_proj", "v_proj", "o_proj"]:  # the experts are not linear
+        return ["all-linear", ("q_proj", "v_proj")]
+    if "qkv_proj" in names:
         return ["all-linear", ("qkv_proj", "o_proj"), ("qkv_proj",)]
     return ["all-linear", ("q_proj", "k_proj", "v_proj", "o_proj"), ("q_proj", "v_proj")]
 
@@ -183,7 +186,7 @@ def cheapest_of_all(
 ) -> tuple[tuple[int, ...], Choices] | None:
     @cache
     def takes(way: Choices) -> bool:
-        return fits(estimate_on(wanted.shape, way, hardware), hardware)
+        return fits(estimate_on(wanted.architecture, way, hardware), hardware)
 
     def plain(way: Choices) -> Choices:
         # Full fine-tuning knows neither rank nor targets.
@@ -215,7 +218,7 @@ def test_no_candidate_that_fits_is_cheaper(seed: int, tmp_path: Path) -> None:
     written = load_recipe(recipe.write(changes, tmp_path / "fits.yaml"))
     tokens = written.recipe.data.max_length
     profile = RowStatistics(1000, 1000 * tokens, tokens, 1.0, 0)
-    plan = make_plan(written.recipe, wanted.shape, profile, hardware)
+    plan = make_plan(written.recipe, wanted.architecture, profile, hardware)
     assert replace(plan.estimated, weights_dtype="auto") == found.choices
     assert plan.estimate == found.estimate
     assert plan.training.micro_batch_size == found.choices.micro_batch

@@ -16,9 +16,9 @@ from trl.trainer import utils as trl_utils
 import ftcli.memory.head_bytes
 import ftcli.models.loss
 from ftcli.memory import Choices, Stack
-from ftcli.memory.shapes import shape_from_config
 from ftcli.memory.step import CUBLAS_BYTES, step_phases
 from ftcli.models.batches import of_tensors
+from ftcli.models.find import architecture_of
 from ftcli.models.loss import summed_loss
 from ftcli.models.virtual_tokens import causal_model
 
@@ -73,7 +73,7 @@ def deviation(config: dict[str, Any], choices: Choices, model: Any, loss: Loss) 
     norm = causal_model(model).base_model.norm
     norm.register_forward_hook(lambda module, args, hidden: hidden.register_hook(stop) and None)
     counted = peak_bytes(step)
-    phase = step_phases(shape_from_config(config), choices)["head and loss"]
+    phase = step_phases(architecture_of(config), choices)["head and loss"]
     return (phase.total_bytes - CUBLAS_BYTES) / counted - 1
 
 

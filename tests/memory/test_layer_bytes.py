@@ -10,10 +10,11 @@ import torch
 from counting import SIZES, batch_of, build, kept_by_layers, packed_batch, rows, tiny_config
 
 from ftcli.memory import Choices
-from ftcli.memory.activations import KEPT_KEYS, layers_bytes, norm_bytes
-from ftcli.memory.shapes import Shape, shape_from_config
+from ftcli.memory.activations import KEPT_KEYS, last_norm_bytes, layers_bytes
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.static import forward_copies_bytes
 from ftcli.models.batches import Batch
+from ftcli.models.find import architecture_of
 from tests.training.planning import PROFILE
 
 FAMILIES = [
@@ -80,16 +81,14 @@ IN_THE_GRID = (
 )
 
 
-def expected_bytes(shape: Shape, choices: Choices) -> int:
+def expected_bytes(architecture: Architecture, choices: Choices) -> int:
     """The formula for the layers, with what a count on the CPU finds in addition."""
-    last_norm = norm_bytes(shape, choices)
-    if choices.mode == "full":
-        last_norm += shape.hidden * (4 if shape.fp32_norms else choices.residual_bytes)
-    kept = layers_bytes(shape, choices) + last_norm * choices.tokens
+    last_norm = round(last_norm_bytes(architecture, choices) * choices.tokens)
+    kept = layers_bytes(architecture, choices) + last_norm
     if not choices.checkpointing:
-        return kept + forward_copies_bytes(shape, choices)
+        return kept + forward_copies_bytes(architecture, choices)
     # The state of the CPU's random numbers at each layer, and the numbers of the positions.
-    return kept + shape.layers * torch.get_rng_state().numel() + 8 * choices.positions
+    return kept + architecture.layers * torch.get_rng_state().numel() + 8 * choices.positions
 
 
 def deviation(config: dict[str, Any], choices: Choices, batch: Batch | None = None) -> float:
@@ -97,7 +96,7 @@ def deviation(config: dict[str, Any], choices: Choices, batch: Batch | None = No
     torch.manual_seed(1)
     model = build(config, choices)
     counted = kept_by_layers(model, choices, batch_of(choices) if batch is None else batch)
-    return expected_bytes(shape_from_config(config), choices) / counted - 1
+    return expected_bytes(architecture_of(config), choices) / counted - 1
 
 
 def test_layers_keep_what_the_formula_says_in_every_method() -> None:
@@ -130,8 +129,8 @@ def test_a_row_longer_than_the_window_brings_a_mask(family: str) -> None:
     choices = replace(TINY, gradient_checkpointing=False)
     assert abs(deviation(config, choices)) < 0.01
     assert abs(deviation(config, replace(choices, gradient_checkpointing=True))) < 0.02
-    without = shape_from_config(tiny_config(family, sliding_window=2 * TOKENS))
-    saved = layers_bytes(shape_from_config(config), choices) / layers_bytes(without, choices)
+    without = architecture_of(tiny_config(family, sliding_window=2 * TOKENS))
+    saved = layers_bytes(architecture_of(config), choices) / layers_bytes(without, choices)
     assert saved > 1.02
 
 

@@ -11,11 +11,11 @@ import torch
 from counting import autocast, build, peak_bytes, rows, tiny_config, trained
 
 from ftcli.memory import Choices
-from ftcli.memory.shapes import shape_from_config
 from ftcli.memory.static import static_bytes
 from ftcli.memory.step import CUBLAS_BYTES, step_phases
 from ftcli.memory.trained import gradient_bytes, optimizer_bytes, trainable_parameters
 from ftcli.models.batches import of_tensors
+from ftcli.models.find import architecture_of
 from ftcli.models.loss import summed_loss
 from ftcli.models.virtual_tokens import causal_model
 
@@ -76,26 +76,26 @@ SLOW = ("qwen2", "gemma3_text", "olmo2, one key per query", "qwen3_moe")
 )
 def test_trained_parameters_are_those_of_the_model(name: str) -> None:
     config = CONFIGS[name]
-    shape = shape_from_config(config)
+    architecture = architecture_of(config)
     for method, choices in METHODS.items():
-        if shape.experts > 1 and (choices.mode == "bottleneck" or choices.dora):
-            continue  # stacked experts take neither
+        if architecture.has_experts and choices.mode == "bottleneck":
+            continue  # no linear module ends its MLP
         if choices.quantization is not None and not name.startswith("llama"):
             continue  # modules trained next to 4-bit layers are those of other layers
         weights = trained(build(config, choices))
         counted = sum(parameter.numel() for parameter in weights)
-        assert counted == trainable_parameters(shape, choices), method
+        assert counted == trainable_parameters(architecture, choices), method
         nbytes = sum(parameter.nbytes for parameter in weights)
-        assert nbytes == gradient_bytes(shape, choices), method
+        assert nbytes == gradient_bytes(architecture, choices), method
 
 
 def test_the_bias_of_a_head_is_trained_with_it() -> None:
     config = tiny_config("phi")
     choices = replace(LORA, modules_to_save=("lm_head",))
     counted = sum(parameter.numel() for parameter in trained(build(config, choices)))
-    shape = shape_from_config(config)
-    assert counted == trainable_parameters(shape, choices)
-    assert counted == trainable_parameters(shape, LORA) + 64 * 128 + 64
+    architecture = architecture_of(config)
+    assert counted == trainable_parameters(architecture, choices)
+    assert counted == trainable_parameters(architecture, LORA) + 64 * 128 + 64
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -117,7 +117,7 @@ def test_optimizer_states_are_those_of_a_step(kind: str, tied: bool) -> None:
         if kind == "8-bit":
             choices = replace(choices, optimizer="adamw-8bit")
         counted = _state_bytes(build(config, choices), kind)
-        expected, managed = optimizer_bytes(shape_from_config(config), choices)
+        expected, managed = optimizer_bytes(architecture_of(config), choices)
         assert managed == 0
         assert expected == pytest.approx(counted, rel=0.001), method
 
@@ -153,7 +153,7 @@ def test_nf4_weights_and_their_constants_take_what_the_formula_says(
 ) -> None:
     config = tiny_config("qwen2", hidden_size=256, intermediate_size=768, tie_word_embeddings=tied)
     choices = Choices("qlora", double_quantization=double)
-    found = static_bytes(shape_from_config(config), choices)
+    found = static_bytes(architecture_of(config), choices)
     model = causal_model(build(config, choices))
     frozen = {p.data_ptr(): p for p in model.parameters() if not p.requires_grad}.values()
     assert found.weights == sum(parameter.nbytes for parameter in frozen)
@@ -249,6 +249,6 @@ def _peak_deviation(config: dict[str, Any], choices: Choices) -> float:
             loss.backward()  # type: ignore[no-untyped-call]
 
     counted = peak_bytes(step)
-    phases = step_phases(shape_from_config(config), choices)
+    phases = step_phases(architecture_of(config), choices)
     during = [phases[name].total_bytes for name in phases if name != "optimizer step"]
     return (max(during) - CUBLAS_BYTES) / counted - 1

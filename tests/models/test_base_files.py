@@ -18,7 +18,6 @@ import pytest
 from ftcli.cli.train.train_recipe import plan_recipe
 from ftcli.console import Terminal
 from ftcli.errors import ModelError
-from ftcli.memory.shapes import find_shape
 from ftcli.models import base_files
 from ftcli.models.base_files import (
     PIECE_BYTES,
@@ -28,6 +27,7 @@ from ftcli.models.base_files import (
     tokenizer_bytes,
     weight_files,
 )
+from ftcli.models.find import find_architecture
 from ftcli.runs.atomic import folder_bytes
 from tests.conftest import tiny_tokenizer
 
@@ -251,7 +251,7 @@ def test_a_file_that_is_not_whole_is_named(tmp_path: Path, content: bytes) -> No
 # Before a training
 
 
-SHAPE = find_shape("smollm2-135m")
+SHAPE = find_architecture("smollm2-135m")
 
 
 def test_missing_weight_files_are_named(tmp_path: Path) -> None:

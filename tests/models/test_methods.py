@@ -19,10 +19,9 @@ from transformers import (
 from ftcli.config.recipe import Full, Model, Qlora
 from ftcli.errors import ModelError
 from ftcli.export.merged_model import Nf4Config, nf4_round_trip
-from ftcli.memory.shapes import shape_from_config
-from ftcli.memory.shapes.families import FAMILIES
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.batches import of_tensors
+from ftcli.models.find import architecture_of
 from ftcli.models.load import load_base
 from ftcli.models.loss import row_losses, summed_loss
 from ftcli.models.methods import (
@@ -34,6 +33,7 @@ from ftcli.models.methods import (
     trainable_weights_restored,
 )
 from ftcli.models.targets import linear_names
+from tests.architectures import MODEL_TYPES
 from tests.tiny_models import IDS, LINEAR, SIZES, falcon, gpt_neox, llama, logits, lora, phi3, shake
 
 # LoRA
@@ -171,7 +171,7 @@ def loaded(
     )
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_every_type_of_model_is_quantised_as_it_is_estimated(
     model_type: str, tmp_path: Path
 ) -> None:
@@ -182,9 +182,9 @@ def test_every_type_of_model_is_quantised_as_it_is_estimated(
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     nf4 = quantization(Qlora(mode="qlora"), torch.float32)
     model = loaded(tmp_path, nf4, "eager" if model_type == "gemma2" else "sdpa")
-    shape = shape_from_config(model.config.to_dict())
+    architecture = architecture_of(model.config.to_dict())
     layers = four_bit_layers(model).values()
-    assert sum(m.in_features * m.out_features for m in layers) == shape.linear_parameters
+    assert sum(m.in_features * m.out_features for m in layers) == architecture.linear_parameters
 
 
 def test_a_base_with_layers_that_stay_in_16_bits_is_refused(base_folder: Path) -> None:

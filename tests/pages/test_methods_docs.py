@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 
 from ftcli.config.recipe import Method, Recipe
 from ftcli.memory.choices import Choices, Mode
-from ftcli.memory.shapes import find_shape
 from ftcli.memory.trained import trainable_parameters
+from ftcli.models.find import find_architecture
 from ftcli.training.plan.decide import choose_learning_rate
 
 TEXT = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def test_every_method_has_its_keys_and_a_recipe_with_its_own_rate(mode: Mode) ->
 @pytest.mark.parametrize("mode", get_args(Mode))
 def test_trained_weights_are_those_that_are_counted(mode: Mode) -> None:
     models = ("smollm2-135m-instruct", "7b", "qwen2.5-7b-instruct")
-    counts = [trainable_parameters(find_shape(name), Choices(mode=mode)) for name in models]
+    counts = [trainable_parameters(find_architecture(name), Choices(mode=mode)) for name in models]
     row = {"lora": "LoRA, QLoRA", "qlora": "LoRA, QLoRA"}.get(mode, mode)
     line = next(line for line in TEXT.splitlines() if line.startswith(f"| {row} | {counts[0]:,}"))
     assert [cell.split(" (")[0].strip() for cell in line.split("|")[2:5]] == [

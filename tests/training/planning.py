@@ -7,12 +7,12 @@ from typing import Any
 
 from ftcli.config.recipe import Recipe
 from ftcli.memory.hardware import Hardware, find_card
-from ftcli.memory.shapes import find_shape
+from ftcli.models.find import find_architecture
 from ftcli.training.plan.plan import Plan, RowStatistics
 
 GB = 10**9
 MODES = ("full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning")
-SMALL, LARGE = find_shape("smollm2-135m"), find_shape("7b")
+SMALL, LARGE = find_architecture("smollm2-135m"), find_architecture("7b")
 # 1,000 rows of 200 tokens, half of which is answers; the longest row has 512.
 PROFILE = RowStatistics(
     rows=1000, tokens=200_000, longest_tokens=512, label_share=0.5, validation_tokens=20_000

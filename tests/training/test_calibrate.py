@@ -16,7 +16,7 @@ from ftcli.cli import run
 from ftcli.cli.estimate_view import calibration_lines
 from ftcli.errors import FtcliError
 from ftcli.memory import Choices, estimate
-from ftcli.memory.shapes import find_shape
+from ftcli.models.find import find_architecture
 from ftcli.runs.atomic import write_json
 from ftcli.runs.folder import RunFolder
 from ftcli.training.estimate.calibrate import calibrate_runs
@@ -46,9 +46,9 @@ CALIBRATION = kinds.record(
     }
 )
 
-SHAPE = find_shape("qwen2.5-7b")
+ARCHITECTURE = find_architecture("qwen2.5-7b")
 CHOICES = Choices(mode="qlora", seq_len=2048, target_modules=("q_proj", "v_proj"))
-FOUND = estimate(SHAPE, CHOICES)
+FOUND = estimate(ARCHITECTURE, CHOICES)
 
 
 def record(**changes: Any) -> MemoryRecord:
@@ -63,7 +63,7 @@ def record(**changes: Any) -> MemoryRecord:
         "reserved_bytes": FOUND.reserved_bytes,
         "resident_bytes": None,
         "validation_bytes": None,
-        "shape": SHAPE,
+        "model": "qwen2.5-7b",
         "choices": CHOICES,
     }
     return MemoryRecord(**values | changes)
@@ -152,7 +152,9 @@ def test_a_training_records_what_it_took(
     found = MemoryRecord.of(manifest["memory"], folder.manifest)
     planned = json.loads(folder.plan.read_text())["estimate"]
     assert found.estimated_bytes == planned["peak_bytes"]
-    assert estimate(found.shape, found.choices).peak_bytes == found.estimated_bytes
+    assert (
+        estimate(find_architecture(found.model), found.choices).peak_bytes == found.estimated_bytes
+    )
     assert found.low_bytes < found.estimated_bytes < found.high_bytes
     measured = found.resident_bytes if found.device == "cpu" else found.allocated_bytes
     assert measured is not None

@@ -12,8 +12,8 @@ from torch import nn
 from ftcli.cli import run
 from ftcli.config.recipe import Model, Recipe
 from ftcli.memory import Choices, estimate
-from ftcli.memory.shapes import find_shape
 from ftcli.memory.trained import l2_sp_bytes
+from ftcli.models.find import find_architecture
 from ftcli.models.load import load_base
 from ftcli.models.methods import attach
 from ftcli.training.l2_sp import L2SP
@@ -48,20 +48,20 @@ def test_the_estimate_counts_starting_weights(name: str, stored: str, tmp_path: 
     )
     files = getattr(torch, stored) if name == "full" else None
     found = L2SP(attach(model, recipe.method, seed=0), STRENGTH, files)
-    shape = find_shape(str(base))
+    architecture = find_architecture(str(base))
     choices = Choices(**choices_of_method(recipe.method), precision="fp32", l2_sp=True)
-    assert found.bytes == l2_sp_bytes(shape, choices) > 0
-    with_l2_sp = estimate(shape, choices)
-    without = estimate(shape, Choices(**choices_of_method(recipe.method), precision="fp32"))
+    assert found.bytes == l2_sp_bytes(architecture, choices) > 0
+    with_l2_sp = estimate(architecture, choices)
+    without = estimate(architecture, Choices(**choices_of_method(recipe.method), precision="fp32"))
     assert with_l2_sp.breakdown["l2_sp"] == found.bytes and "l2_sp" not in without.breakdown
     parts = {name: size for name, size in with_l2_sp.breakdown.items() if name != "context"}
     assert sum(parts.values()) == with_l2_sp.peak_bytes >= without.peak_bytes + found.bytes
 
 
 def test_a_7b_in_16_bits_has_starting_weights_of_two_bytes() -> None:
-    shape = find_shape("7b")
+    architecture = find_architecture("7b")
     for precision in ("bf16", "pure-bf16"):
-        found = estimate(shape, Choices("full", precision=precision, l2_sp=True))
+        found = estimate(architecture, Choices("full", precision=precision, l2_sp=True))
         assert found.breakdown["l2_sp"] == 2 * 6_738_415_616
 
 

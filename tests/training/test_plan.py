@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ftcli.errors import FtcliError, ModelError
 from ftcli.memory.fit.search import estimate_on, needed_bytes
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import find_shape
+from ftcli.models.find import find_architecture
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import Plan, RowStatistics
 from tests.conftest import prepared_data
@@ -104,21 +104,26 @@ def test_frozen_weights_follow_the_arithmetic(mode: str, hardware: Hardware, dty
 # Method, attention, optimizer, rate
 
 
-@pytest.mark.parametrize("mode", MODES[1:])
-def test_adapters_on_a_mixture_are_refused(mode: str) -> None:
-    mixture = find_shape("mixtral-8x7b")
-    with pytest.raises(ModelError) as caught:
-        make_plan(recipe(mode), mixture, PROFILE, card("H200"))
-    assert str(caught.value) == (
-        "mixtral-8x7b is a mixture of experts: its experts are 3-D tensors, which 4-bit "
-        f"quantisation skips and {mode} is not tested on; take method.mode: full, or a dense "
-        "model"
-    )
+@pytest.mark.parametrize("mode", ["lora", "qlora", "full"])
+def test_a_mixture_of_experts_is_planned(mode: str) -> None:
+    mixture = find_architecture("qwen3-30b-a3b")
+    large = replace(card("H200"), free_bytes=10**12)
+    plan = make_plan(recipe(mode), mixture, PROFILE, large)
+    assert plan.steps == 188
+    experts = 2 * mixture.expert_parameters
+    weights = plan.estimate.breakdown["weights"]
+    assert weights < experts / 3 if mode == "qlora" else weights > experts
 
 
-def test_a_mixture_may_be_trained_whole() -> None:
-    mixture = replace(find_shape("mixtral-8x7b"), layers=1, hidden=256, intermediate=512)
-    assert make_plan(recipe("full"), mixture, PROFILE, card("H200")).steps == 188
+def test_a_bottleneck_needs_a_layer_that_it_can_follow() -> None:
+    mixture = find_architecture("mixtral-8x7b")
+    with pytest.raises(ModelError, match=r"the MLP of this model has none; set method\.placement"):
+        make_plan(recipe("bottleneck"), mixture, PROFILE, card("H200"))
+
+
+def test_a_prefix_needs_keys_and_values_in_every_layer() -> None:
+    with pytest.raises(ModelError, match="layers without keys and values"):
+        make_plan(recipe("prefix-tuning"), find_architecture("lfm2-1.2b"), PROFILE, card())
 
 
 @pytest.mark.fault(19)
@@ -130,9 +135,9 @@ def test_an_unknown_target_is_refused_before_any_download() -> None:
 
 def test_attention_follows_the_model() -> None:
     assert make_plan(recipe(), SMALL, PROFILE, card()).model.attention == "sdpa"
-    capped = make_plan(recipe(), find_shape("gemma-2-2b"), PROFILE, card())
+    capped = make_plan(recipe(), find_architecture("gemma-2-2b"), PROFILE, card())
     assert capped.model.attention == "eager"
-    assert "softcap" in capped.reasons["model.attention"]
+    assert capped.reasons["model.attention"] == "transformers has no sdpa attention for this model"
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
@@ -275,7 +280,7 @@ def test_any_question_gets_a_plan_that_fits_or_a_reason(
     profile = RowStatistics(rows, rows * longest, longest, 1.0, 0)
     wanted = recipe(mode, training={"batch_size": size})
     try:
-        plan = make_plan(wanted, find_shape(model), profile, hardware)
+        plan = make_plan(wanted, find_architecture(model), profile, hardware)
     except FtcliError as error:
         assert error.code in ("memory", "method_refused")
         return

@@ -13,7 +13,7 @@ from ftcli.errors import MachineError
 from ftcli.memory import Choices, estimate
 from ftcli.memory.fit.search import needed_bytes
 from ftcli.memory.hardware import Hardware, find_card
-from ftcli.memory.shapes import find_shape
+from ftcli.models.find import find_architecture
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import Plan
 from tests.training.planning import (
@@ -106,7 +106,7 @@ def test_checkpointing_is_on_where_it_does_not() -> None:
 @pytest.mark.parametrize("model", ["7b", "qwen2.5-7b", "mistral-7b"])
 def test_qlora_of_7b_fits_a_24_gb_card(name: str, model: str) -> None:
     rows = replace(PROFILE, longest_tokens=1024)
-    plan = make_plan(recipe("qlora"), find_shape(model), rows, card(name))
+    plan = make_plan(recipe("qlora"), find_architecture(model), rows, card(name))
     assert plan.training.micro_batch_size * plan.accumulation == 16
     assert plan.estimate.fits[find_card(name).name]
 

@@ -10,7 +10,7 @@ import pytest
 from ftcli.config.recipe import Recipe
 from ftcli.errors import MachineError, ModelError, UsageError
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import find_shape
+from ftcli.models.find import find_architecture
 from ftcli.training.plan.decide import make_plan, require_machine, require_possible
 from ftcli.training.plan.plan import choices_of_method
 from tests.training.planning import (
@@ -76,13 +76,15 @@ def test_layers_and_ranks_that_reach_nothing_are_refused(
 
 def test_fused_matrices_are_called_by_their_own_names() -> None:
     with pytest.raises(ModelError, match="no linear layer 'q_proj'; did you mean qkv_proj"):
-        require_possible(recipe(method={"target_modules": ["q_proj"]}), find_shape("phi-3-mini"))
+        require_possible(
+            recipe(method={"target_modules": ["q_proj"]}), find_architecture("phi-3-mini")
+        )
 
 
 def test_tied_ends_with_a_bias_are_not_trained_whole() -> None:
     """PEFT's copy of a tied head has no bias."""
     ends = recipe(method={"modules_to_save": ["embed_tokens"]})
-    phi = find_shape("phi-2")
+    phi = find_architecture("phi-2")
     require_possible(ends, phi)
     with pytest.raises(ModelError, match="which PEFT drops where it ties them") as caught:
         require_possible(ends, replace(phi, tied=True))

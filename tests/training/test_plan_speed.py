@@ -12,7 +12,7 @@ from ftcli.memory import estimate
 from ftcli.memory.activations import KEPT_KEYS, layers_bytes
 from ftcli.memory.fit.search import CARD_TOKENS
 from ftcli.memory.hardware import CARD_KERNELS
-from ftcli.memory.shapes import shape_from_config
+from ftcli.models.find import architecture_of
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import Plan
 from tests.training.planning import GB, PROFILE, SMALL, card, cpu, decided, recipe
@@ -25,6 +25,15 @@ LLAMA: dict[str, Any] = {
     "intermediate_size": 96,
     "vocab_size": 97,
 }
+
+LLAMA_3_POSITIONS = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+HEADS = SMALL.kinds[0].attention[0].heads
 
 
 def plan_of(mode: str = "lora", **sections: Any) -> Plan:
@@ -56,16 +65,12 @@ def test_rows_are_padded_for_a_reason(mode: str, sections: Any, reason: str) -> 
         ({"attention_dropout": 0.1}, "the model has dropout"),
         ({"resid_pdrop": 0.1}, "the model has dropout"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rotary positions depend on"),
-        (
-            {"rope_parameters": {"full_attention": {"rope_type": "longrope"}}},
-            "rotary positions depend on",
-        ),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, None),
+        ({"rope_scaling": LLAMA_3_POSITIONS}, None),
     ],
 )
 def test_a_model_s_rows_are_packed_where_that_is_proven(config: Any, reason: str | None) -> None:
-    shape = shape_from_config(LLAMA | config)
-    packing, why = decided(make_plan(recipe(), shape, PROFILE, cpu()), "training.packing")
+    architecture = architecture_of(LLAMA | config)
+    packing, why = decided(make_plan(recipe(), architecture, PROFILE, cpu()), "training.packing")
     assert bool(packing) == (reason is None)
     assert reason is None or reason in why
 
@@ -135,13 +140,13 @@ def test_the_estimate_of_a_card_knows_its_optimisations() -> None:
     """Flex attention keeps its output, as torch's other kernels do; Liger's gate keeps less."""
     found = on_card().estimated
     on_cpu = replace(found, device="cpu")
-    shares = 2 * SMALL.layers * SMALL.heads * KEPT_KEYS * found.tokens
+    shares = 2 * SMALL.layers * HEADS * KEPT_KEYS * found.tokens
     assert layers_bytes(SMALL, found) > layers_bytes(SMALL, on_cpu) - shares
     assert layers_bytes(SMALL, found) < layers_bytes(SMALL, replace(found, liger=False))
     unpacked = replace(found, packed_rows=False)
-    even = shape_from_config(LLAMA | {"num_key_value_heads": 2})
+    even = architecture_of(LLAMA | {"num_key_value_heads": 2})
     assert layers_bytes(even, found) == layers_bytes(even, unpacked)
-    assert SMALL.heads == 9, "for which keys and values are copied"
+    assert HEADS == 9, "for which keys and values are copied"
     assert layers_bytes(SMALL, found) > layers_bytes(SMALL, unpacked)
 
 
@@ -269,7 +274,7 @@ def test_what_short_rows_keep_is_estimated_by_the_longest_of_them() -> None:
     assert [plan.training.packing for plan in plans] == [400, 400]
     kept = [plan.estimate.timeline["end of forward"]["activations"] for plan in plans]
     each = plans[0].estimated.compute_bytes
-    assert kept[1] - kept[0] == 400 * (208 - 48) * SMALL.heads * each * SMALL.layers
+    assert kept[1] - kept[0] == 400 * (208 - 48) * HEADS * each * SMALL.layers
 
 
 def test_the_estimate_is_of_the_optimisations_that_are_taken() -> None:

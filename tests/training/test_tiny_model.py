@@ -11,8 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftcli.config.recipe import Recipe
-from ftcli.memory.shapes import shape_from_config
-from ftcli.memory.shapes.families import FAMILIES
+from ftcli.models.find import architecture_of
 from ftcli.training.smoke.tiny_config import (
     HEADS,
     HIDDEN,
@@ -22,6 +21,7 @@ from ftcli.training.smoke.tiny_config import (
     tiny_values,
 )
 from ftcli.training.smoke.tiny_model import build_tiny_model
+from tests.architectures import MODEL_TYPES
 from tests.conftest import tiny_tokenizer
 from tests.memory.counting import BY_FAMILY
 
@@ -75,12 +75,12 @@ def recipe(**method: Any) -> Recipe:
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODEL_TYPES)
 def test_a_tiny_model_of_every_type_has_the_names_of_the_original(family: str, tied: bool) -> None:
     original = large(family, tie_word_embeddings=tied)
     tiny_one = tiny(original)
     assert names(skeleton(tiny_one)) == names(skeleton(original))
-    ours, theirs = (shape_from_config(values, name=family) for values in (tiny_one, original))
+    ours, theirs = (architecture_of(values, name=family) for values in (tiny_one, original))
     assert list(ours.linear_modules()) == list(theirs.linear_modules())
     for name in ("vocab", "tied", "model_type", "head", "qk_norm", "sliding_window"):
         assert getattr(ours, name) == getattr(theirs, name), name
@@ -192,8 +192,8 @@ def original(tmp_path: Path) -> Path:
 
 def test_a_tiny_model_is_built_without_the_weights(original: Path, tmp_path: Path) -> None:
     tiny_one = tmp_path / "tiny_one"
-    shape = build_tiny_model(str(original), recipe(), tiny_one)
-    assert (shape.layers, shape.hidden, shape.vocab) == (LAYERS, HIDDEN, 400)
+    architecture = build_tiny_model(str(original), recipe(), tiny_one)
+    assert (architecture.layers, architecture.hidden, architecture.vocab) == (LAYERS, HIDDEN, 400)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tiny_one / name).read_bytes() == (original / name).read_bytes()
     assert json.loads((tiny_one / "generation_config.json").read_text()) == {"max_length": 77}

@@ -186,7 +186,7 @@ def test_missing_packages_are_named_before_anything_is_opened(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "wandb").mkdir()  # as wandb leaves it, which Python imports as a package
-    monkeypatch.setattr(job, "find_shape", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr(job, "find_architecture", lambda *_: pytest.fail("the model was opened"))
     recipe = write_recipe(training=tracking("mlflow", "tensorboard", "wandb"))
     assert run(["train", str(recipe), *flags]) == 1
     said = capsys.readouterr().err

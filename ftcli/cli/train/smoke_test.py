@@ -204,7 +204,7 @@ def _prepare_and_plan(loaded: RecipeFile, stages: Stages) -> TrainJob:
     loaded, model = open_recipe(loaded, None)
     weights = require_weights(model)
     run = data_folder(loaded, model.renderer)
-    stages.passes("check", f"{model.shape.model_type} on {model.hardware.name}; {weights}")
+    stages.passes("check", f"{model.architecture.model_type} on {model.hardware.name}; {weights}")
     with run.lock():
         dataset = prepare_rows(loaded, model, run, stages.reporter)
         require_within_context(run.data, dataset, model, loaded.recipe)
@@ -213,7 +213,7 @@ def _prepare_and_plan(loaded: RecipeFile, stages: Stages) -> TrainJob:
     tokenizer = tokenizer_bytes(model.source, model.revision)
     require_room(run, job.plan, tokenizer)
     saved = job.plan.run_bytes(tokenizer)
-    merged, left = 2 * model.shape.parameters, free_bytes(run.path) - saved
+    merged, left = 2 * model.architecture.parameters, free_bytes(run.path) - saved
     if isinstance(loaded.recipe.method, LoraKeys) and left < merged:
         stages.reporter.warn(
             f"a merge needs {shown_size(merged)}, and only {shown_size(left)} of the disk "
@@ -245,10 +245,10 @@ def _run_commands(loaded: RecipeFile, job: TrainJob, folder: Path, stages: Stage
     rows = min(job.plan.training.micro_batch_size, MAX_ROWS, quick)
     accumulation = min(job.plan.accumulation, MAX_ACCUMULATION, quick // rows)
     batch_size = rows * accumulation
-    shape = build_tiny_model(job.model.source, job.recipe, model)
+    tiny = build_tiny_model(job.model.source, job.recipe, model)
     counts = {"train": STEPS * batch_size, "validation": HELD_OUT_ROWS, "test": HELD_OUT_ROWS}
     write_excerpt(job.run.data, job.dataset, run.data, counts, longest=batch_size)
-    size = f"{shape.layers} layers of width {shape.hidden}, {shape.vocab:,} tokens"
+    size = f"{tiny.layers} layers of width {tiny.hidden}, {tiny.vocab:,} tokens"
     stages.passes("tiny model", size)
     changes = {
         "model.id": str(model),

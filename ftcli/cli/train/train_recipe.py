@@ -198,7 +198,7 @@ def require_weights(model: BaseModel) -> str:
     """
     from ftcli.models import base_files
 
-    return base_files.require_weights(model.source, model.revision, model.shape)
+    return base_files.require_weights(model.source, model.revision, model.architecture)
 
 
 @contextmanager
@@ -253,7 +253,7 @@ def plan_job(
     from ftcli.training.plan.plan import RowStatistics
 
     recipe = _with_first_plan(loaded.recipe, run)
-    plan = make_plan(recipe, model.shape, RowStatistics.of(dataset), model.hardware)
+    plan = make_plan(recipe, model.architecture, RowStatistics.of(dataset), model.hardware)
     return TrainJob(loaded.recipe, loaded.path, model, dataset, plan, run, init_from)
 
 

@@ -31,7 +31,7 @@ from ftcli.evaluation.compare.compare_page import draw, page
 from ftcli.evaluation.general_ability import general_text
 from ftcli.evaluation.statistics import MIN_ROWS, Counts, compare, holm, to_difference
 from ftcli.evaluation.verdicts import join_words
-from ftcli.memory.shapes import find_shape
+from ftcli.models.find import find_architecture
 from ftcli.runs.atomic import write_text
 from ftcli.runs.folder import RunFolder, numbered
 from ftcli.runs.results import (
@@ -56,7 +56,7 @@ def compare_recipe(options: CompareOptions, reporter: Reporter) -> CompareResult
     loaded = load_recipe(options.recipe, split_overrides(options.overrides)[1])
     _require_held_out(loaded, options)
     with loaded.locate():
-        find_shape(loaded.recipe.model.id, loaded.recipe.model.revision)
+        find_architecture(loaded.recipe.model.id, loaded.recipe.model.revision)
     general_text(options.general_text)  # an unreadable file is an error before any training
     folder = _folder(loaded.output, fresh=options.fresh)
     cells = cells_of(options, folder)

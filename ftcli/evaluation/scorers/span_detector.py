@@ -16,7 +16,7 @@ from ftcli.console import counted
 from ftcli.errors import ModelError
 from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, ScoreKind
 from ftcli.hub import require_reachable
-from ftcli.memory.shapes import model_source
+from ftcli.memory.known_models import model_source
 from ftcli.shell import shown_source
 
 # lettucedetect/prompts/summary_prompt_en.txt: for a context without a question.

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 
 from ftcli.errors import ModelError
 from ftcli.memory import Choices, Estimate
+from ftcli.memory.adapted import last_names
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.choices import MODE_NAMES, Optimizer
 from ftcli.memory.fit.request import FitRequest, options_of, require_mode
 from ftcli.memory.fit.search import Fits, any_fits, cheapest, estimate_on, fits
 from ftcli.memory.hardware import KNOWN_CARDS, Card, Hardware
-from ftcli.memory.shapes import Shape, find_shape
+from ftcli.memory.known_models import known_architecture
 
 Value = str | int | float | bool | list[str]
 
@@ -217,20 +219,20 @@ class Alternatives:
 
 def fit(asked: FitRequest, hardware: Hardware) -> FitResult | None:
     """The cheapest changes with which the training fits; raises ModelError (`method_refused`)."""
-    require_mode(asked.choices.mode, asked.shape)
+    require_mode(asked.choices.mode, asked.architecture)
     found = cheapest(asked.choices, options_of(asked, hardware), _fits(asked, hardware))
     if found is None:
         return None
     changes = []
     for step, choices in steps(asked, found):
-        takes = estimate_on(asked.shape, choices, hardware)
+        takes = estimate_on(asked.architecture, choices, hardware)
         sizes = (takes.device_bytes, takes.high_bytes)
         changes.append(Change(step.change, step.key, step.value, step.cost, *sizes))
-    return FitResult(found, estimate_on(asked.shape, found, hardware), tuple(changes))
+    return FitResult(found, estimate_on(asked.architecture, found, hardware), tuple(changes))
 
 
 def _fits(asked: FitRequest, hardware: Hardware) -> Fits:
-    return lambda candidate: fits(estimate_on(asked.shape, candidate, hardware), hardware)
+    return lambda candidate: fits(estimate_on(asked.architecture, candidate, hardware), hardware)
 
 
 def instead(asked: FitRequest, hardware: Hardware) -> Alternatives:
@@ -254,22 +256,25 @@ def _larger_card(asked: FitRequest, hardware: Hardware) -> str | None:
 
 def _smaller_model(asked: FitRequest, hardware: Hardware) -> str | None:
     for name in SMALLER_MODELS:
-        shape = find_shape(name)
-        if shape.parameters < asked.shape.parameters and _fits_as_asked(shape, asked, hardware):
+        architecture = known_architecture(name)
+        assert architecture is not None, "it is in the table"
+        if architecture.parameters < asked.architecture.parameters and _fits_as_asked(
+            architecture, asked, hardware
+        ):
             return name
     return None
 
 
-def _fits_as_asked(shape: Shape, asked: FitRequest, hardware: Hardware) -> bool:
+def _fits_as_asked(architecture: Architecture, asked: FitRequest, hardware: Hardware) -> bool:
     """With the recipe's own targets where the model has them, else with all.
 
     Where it lacks layers or modules that have a rank of their own, nothing is as asked.
     """
-    modules = shape.linear_modules()
+    modules = last_names(architecture)
     targets = asked.choices.target_modules
     known = targets == "all-linear" or all(name.rsplit(".", 1)[-1] in modules for name in targets)
     choices = asked.choices if known else replace(asked.choices, target_modules="all-linear")
     try:
-        return fits(estimate_on(shape, choices, hardware), hardware)
+        return fits(estimate_on(architecture, choices, hardware), hardware)
     except ModelError:
         return False

@@ -9,9 +9,9 @@ from typing import Literal, assert_never, get_args
 
 from ftcli.errors import UsageError, did_you_mean
 from ftcli.memory import Choices, Estimate
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.fit.search import estimate_on, fits
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import Shape
 
 Size = Literal["max-length", "micro-batch", "rank"]
 SIZES: tuple[Size, ...] = get_args(Size)
@@ -82,24 +82,30 @@ def with_size(choices: Choices, size: Size, value: int) -> Choices:
             assert_never(size)
 
 
-def largest(shape: Shape, choices: Choices, size: Size, hardware: Hardware) -> Limit:
+def largest(architecture: Architecture, choices: Choices, size: Size, hardware: Hardware) -> Limit:
     """By bisection: more of a size never takes less (tests/memory/test_vram.py)."""
 
     def too_large(value: int) -> bool:
-        return not fits(estimate_on(shape, with_size(choices, size, value), hardware), hardware)
+        return not fits(
+            estimate_on(architecture, with_size(choices, size, value), hardware), hardware
+        )
 
     value = bisect_left(range(MOST + 1), True, lo=1, key=too_large) - 1
     if value == 0:
         return Limit(size, None, None)
-    return Limit(size, value, estimate_on(shape, with_size(choices, size, value), hardware))
+    return Limit(size, value, estimate_on(architecture, with_size(choices, size, value), hardware))
 
 
 def sweep(
-    shape: Shape, choices: Choices, size: Size, values: Iterable[int], hardware: Hardware | None
+    architecture: Architecture,
+    choices: Choices,
+    size: Size,
+    values: Iterable[int],
+    hardware: Hardware | None,
 ) -> Sweep:
     """The estimate at each value, all else as it is."""
     rows = []
     for value in values:
-        found = estimate_on(shape, with_size(choices, size, value), hardware)
+        found = estimate_on(architecture, with_size(choices, size, value), hardware)
         rows.append(SweepRow(value, found, None if hardware is None else fits(found, hardware)))
     return Sweep(size, tuple(rows))

@@ -8,10 +8,11 @@ from typing import TypeVar
 
 from ftcli.errors import ModelError
 from ftcli.memory import Choices
-from ftcli.memory.choices import FROZEN_MODES, Mode, Optimizer
+from ftcli.memory.adapted import adapted
+from ftcli.memory.architecture import Architecture
+from ftcli.memory.choices import FROZEN_MODES, Mode, Optimizer, Targets
 from ftcli.memory.fit.search import CARD_TOKENS, Options, useful_micro_batches
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import Shape, Targets
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ LEAST_LENGTH = 128
 class FitRequest:
     """A requested training, and its open choices."""
 
-    shape: Shape
+    architecture: Architecture
     choices: Choices
     """Open choices have their smallest value."""
     batch_rows: int
@@ -54,33 +55,38 @@ class FitRequest:
         return tuple(name for name, is_open in names.items() if is_open)
 
 
-def require_mode(mode: Mode, shape: Shape) -> None:
-    """Raise ModelError where the method would leave part of the model out in silence."""
-    if shape.experts > 1 and mode != "full":
+def require_mode(mode: Mode, architecture: Architecture) -> None:
+    """Raise ModelError where the method cannot train this architecture."""
+    name = architecture.name or architecture.model_type
+    if mode in ("lora", "qlora", "bottleneck") and not architecture.linear_parameters:
         raise ModelError(
             "method_refused",
-            f"{shape.name} is a mixture of experts: its experts are 3-D tensors, which 4-bit "
-            f"quantisation skips and {mode} is not tested on; take method.mode: full, or a dense "
-            "model",
+            f"{name} has no linear layers that an adapter could follow; take method.mode: full",
+        )
+    if mode == "prefix-tuning" and any(not kind.attention for kind in architecture.kinds):
+        raise ModelError(
+            "method_refused",
+            f"{name} has layers without keys and values, which a prefix needs in every layer; take "
+            "method.mode: lora",
         )
 
 
 def options_of(asked: FitRequest, hardware: Hardware) -> Options:
     """The request first, then every change that `ftcli train` supports on this GPU."""
-    choices, experts = asked.choices, asked.shape.experts > 1
+    choices = asked.choices
     frozen, computes_fp32 = choices.mode in FROZEN_MODES, choices.precision == "fp32"
     longest = (choices.seq_len - 1) // LENGTH_STEP * LENGTH_STEP
     ranks = [choices.rank]
     if not frozen and not choices.rank_pattern:  # one alpha goes with all ranks
         while ranks[-1] // 2 >= LEAST_RANK:
             ranks.append(ranks[-1] // 2)
-    modes = (choices.mode,) if experts else _from(METHODS, choices.mode)  # require_mode
+    modes = _from(METHODS, choices.mode)
     if computes_fp32 and choices.mode != "qlora":
         # QLoRA computes in 16 bits (ftcli.training.estimate.flags), and so does any 4-bit base.
         modes = tuple(mode for mode in modes if mode != "qlora")
     quantisable = frozen and not computes_fp32 and not choices.four_bit_base
     # Not flash: its package may be missing, and it saves nothing that sdpa does not.
-    sdpa = choices.attention == "eager" and not asked.shape.capped_scores
+    sdpa = choices.attention == "eager" and "sdpa" in asked.architecture.attention
     checkpointing: tuple[bool, ...] = (False, True)
     if choices.mode == "prefix-tuning":
         checkpointing = (False,)  # NO_CHECKPOINTING says why
@@ -94,7 +100,7 @@ def options_of(asked: FitRequest, hardware: Hardware) -> Options:
         rank=tuple(ranks),
         mode=modes,
         four_bit_base=(False, True) if quantisable else (choices.four_bit_base,),
-        target_modules=_targets(asked.shape, choices),
+        target_modules=_targets(asked.architecture, choices),
         optimizer=_from(OPTIMIZERS, choices.optimizer),
         attention=("eager", "sdpa") if sdpa else (choices.attention,),
         gradient_checkpointing=checkpointing,
@@ -104,18 +110,23 @@ def options_of(asked: FitRequest, hardware: Hardware) -> Options:
     )
 
 
-def _targets(shape: Shape, choices: Choices) -> tuple[Targets, ...]:
+def _targets(architecture: Architecture, choices: Choices) -> tuple[Targets, ...]:
     """As asked; attention alone; queries and values alone: each a part of the one before.
 
     Modules with a rank of their own stay: a rank for what is not adapted is an error.
     """
-    if shape.experts > 1 or choices.mode in FROZEN_MODES or choices.rank_pattern:
+    if choices.mode in FROZEN_MODES or choices.rank_pattern:
         return (choices.target_modules,)
-    queries, output = shape.layout.queries, shape.layout.output
+    linear = architecture.kinds[0].linear
+    block = linear[0].name.rpartition(".")[0]
+    attention = [each.name for each in linear if each.name.rpartition(".")[0] == block]
+    *queries, output = (name.rpartition(".")[2] for name in attention)
     tried: list[Targets] = [choices.target_modules]
+    reached = set(adapted(architecture, choices).last_names)
     for fewer in ((*queries, output), (queries[0], queries[-1]) if len(queries) > 1 else queries):
-        if set(fewer) < set(shape.target_modules(tried[-1])):
-            tried.append(fewer)
+        if set(fewer) < reached:
+            tried.append(tuple(fewer))
+            reached = set(fewer)
     return tuple(tried)
 
 

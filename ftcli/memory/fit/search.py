@@ -8,17 +8,19 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from ftcli.memory import Choices, Estimate, estimate
-from ftcli.memory.choices import Attention, Mode, Optimizer
+from ftcli.memory.architecture import Architecture
+from ftcli.memory.choices import Attention, Mode, Optimizer, Targets
 from ftcli.memory.hardware import Hardware, context_bytes
-from ftcli.memory.shapes import Shape, Targets
 
 # Share of a CPU's free memory that a plan may fill: no measured runs give it an interval.
 CPU_MEMORY_SHARE = 0.92
 
 
-def estimate_on(shape: Shape, choices: Choices, hardware: Hardware | None) -> Estimate:
+def estimate_on(
+    architecture: Architecture, choices: Choices, hardware: Hardware | None
+) -> Estimate:
     """The estimate with the CUDA context of this GPU; without one, with the largest known."""
-    return estimate(shape, choices, hardware.compute_capability if hardware else None)
+    return estimate(architecture, choices, hardware.compute_capability if hardware else None)
 
 
 def fits(found: Estimate, hardware: Hardware) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ftcli.errors import FtcliError
 from ftcli.memory import estimate
 from ftcli.memory.interval import Residuals, residuals_of
+from ftcli.models.find import find_architecture
 from ftcli.runs.folder import RunFolder
 from ftcli.shell import command
 from ftcli.training.opening import run_at
@@ -54,7 +55,7 @@ class CalibratedRun:
     def as_json(self) -> dict[str, Any]:
         return {
             "run_dir": str(self.run.path),
-            "model": self.record.shape.name,
+            "model": self.record.model,
             "mode": self.record.choices.mode,
             "machine": self.machine,
             "figures": [figure.as_json() for figure in self.figures],
@@ -118,7 +119,7 @@ def _calibrated(path: Path) -> CalibratedRun:
 
 
 def _figures(record: MemoryRecord) -> Iterator[Figure]:
-    found = estimate(record.shape, record.choices)
+    found = estimate(find_architecture(record.model), record.choices)
     allocated = residuals_of(record.choices, "allocated")
     pairs: tuple[tuple[Measure, int, Residuals, int | None], ...] = (
         ("allocated", found.peak_bytes, allocated, record.allocated_bytes),

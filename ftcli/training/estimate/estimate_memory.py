@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import MachineError, UsageError
 from ftcli.memory import Choices, Estimate, TextbookFigure, textbook
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.fit.fitting import Alternatives, FitResult, fit, instead
 from ftcli.memory.fit.limits import Limit, Sweep, largest, size_named, sizes_of, sweep
 from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.fit.search import estimate_on, fits
 from ftcli.memory.hardware import Hardware, find_card
-from ftcli.memory.shapes import Shape, find_shape, from_here
+from ftcli.memory.known_models import from_here
+from ftcli.models.find import find_architecture
 from ftcli.training.estimate.flags import require_consistent, require_size, require_trainable
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ class EstimateOptions:
 class EstimateResult:
     """An estimate with its inputs; `textbook` only for full fine-tuning."""
 
-    shape: Shape
+    architecture: Architecture
     choices: Choices
     estimate: Estimate
     hardware: Hardware | None
@@ -164,7 +166,7 @@ def estimate_memory(options: EstimateOptions) -> EstimateResult:
     hardware = options.find_hardware()
     recipe = _recipe(options, hardware)
     request = recipe.request if recipe is not None else _of_flags(options)
-    shape, choices = request.shape, request.choices
+    architecture, choices = request.architecture, request.choices
     require_consistent(options.flags, choices)
     open_choices = request.open_choices if recipe is not None else ()
     fitted, alternatives, limit, swept = None, None, None, None
@@ -179,17 +181,17 @@ def estimate_memory(options: EstimateOptions) -> EstimateResult:
     if options.max is not None and hardware is not None:
         size = size_named(options.max, "--max")
         require_size(size, choices, "--max")
-        limit = largest(shape, request.choices, size, hardware)
+        limit = largest(architecture, request.choices, size, hardware)
     if options.sweep is not None:
         size, values = sizes_of(options.sweep)
         require_size(size, choices, "--sweep")
-        swept = sweep(shape, request.choices, size, values, hardware)
+        swept = sweep(architecture, request.choices, size, values, hardware)
     return EstimateResult(
-        shape=shape,
+        architecture=architecture,
         choices=choices,
-        estimate=estimate_on(shape, choices, hardware),
+        estimate=estimate_on(architecture, choices, hardware),
         hardware=hardware,
-        textbook=tuple(textbook(shape)) if choices.mode == "full" else (),
+        textbook=tuple(textbook(architecture)) if choices.mode == "full" else (),
         fit=fitted,
         instead=alternatives,
         open_choices=open_choices,
@@ -217,7 +219,7 @@ def _of_flags(options: EstimateOptions) -> FitRequest:
     if choices.mode == "prefix-tuning" and not named:
         choices = replace(choices, gradient_checkpointing=False)
     return FitRequest(
-        find_shape(from_here(options.model or "")),
+        find_architecture(from_here(options.model or "")),
         choices,
         batch_rows=choices.micro_batch,
         open_checkpointing=not named and choices.mode != "prefix-tuning",

@@ -19,7 +19,8 @@ from ftcli.memory import Choices
 from ftcli.memory.adapted import adapted
 from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import find_shape, from_here, model_source
+from ftcli.memory.known_models import from_here, model_source
+from ftcli.models.find import find_architecture
 from ftcli.runs.atomic import write_text
 from ftcli.training.plan.decide import (
     choose_attention,
@@ -72,7 +73,7 @@ class RecipeWithFlags:
         if self.request.choices.packing or self.request.choices.loss != "chunked":
             return None
         try:
-            return make_plan(self.recipe, self.request.shape, self.rows, hardware).estimated
+            return make_plan(self.recipe, self.request.architecture, self.rows, hardware).estimated
         except FtcliError as error:
             if error.code not in ("memory", "method_refused"):
                 raise
@@ -122,23 +123,23 @@ def with_flags(
     recipe = changed(loaded.recipe, settings) if settings else loaded.recipe
     prepared = _prepared(loaded, recipe)
     rows = _rows(recipe, prepared)
-    by_flag = find_shape(from_here(model)) if model is not None else None
+    by_flag = find_architecture(from_here(model)) if model is not None else None
     with loaded.locate():
-        shape = by_flag or find_shape(recipe.model.id, recipe.model.revision)
+        architecture = by_flag or find_architecture(recipe.model.id, recipe.model.revision)
         if "gradient_checkpointing" not in flags:
             require_checkpointing(recipe)
         sections, training = recipe.model, recipe.training
         if hardware is not None:
             # As the plan chooses on this GPU.
             precision, _ = choose_precision(recipe, hardware)
-            attention, _ = choose_attention(recipe, shape, hardware)
+            attention, _ = choose_attention(recipe, architecture, hardware)
             sections = sections.model_copy(update={"attention": attention})
             training = training.model_copy(update={"precision": precision})
         choices = choices_of(sections, recipe.method, training, rows, hardware)
         if model is None and "target_modules" not in flags:
-            adapted(shape, choices)  # raises for a name that matches nothing, with its line
+            adapted(architecture, choices)  # raises for a name that matches nothing, with its line
     request = FitRequest(
-        shape,
+        architecture,
         replace(choices, **{name: flags[name] for name in ESTIMATED_ONLY if name in flags}),
         batch_rows=training.batch_size,
         open_micro_batch=training.micro_batch_size == "auto",

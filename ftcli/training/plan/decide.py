@@ -1,4 +1,4 @@
-"""Resolve every `auto`, each with its reason: (recipe, shape, rows, hardware) → Plan."""
+"""Resolve every `auto`, each with its reason: (recipe, architecture, rows, hardware) → Plan."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ftcli.config.recipe import (
 )
 from ftcli.errors import MachineError, UsageError
 from ftcli.memory import Choices
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.choices import NO_CHECKPOINTING, Attention, Precision
 from ftcli.memory.fit.request import require_mode
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import Shape
 from ftcli.memory.static import kept_dequantised_bytes
 from ftcli.memory.trained import trainable_parameters
 from ftcli.shell import shown_size
@@ -71,45 +71,47 @@ SAVE_SHARE = 0.02
 SAVED_WHEN = f"one that would take over {SAVE_SHARE:.0%} of the time since the last is skipped"
 
 
-def require_possible(recipe: Recipe, shape: Shape) -> None:
+def require_possible(recipe: Recipe, architecture: Architecture) -> None:
     """Raise errors that recipe and model alone show, before any row is tokenised.
 
     ModelError: `method_refused`, `target_modules`, `layers`, `rank_pattern`, `modules_to_save`;
     UsageError: `gradient_checkpointing`, `l2_sp`.
     """
-    require_mode(recipe.method.mode, shape)
+    require_mode(recipe.method.mode, architecture)
     require_checkpointing(recipe)
     require_l2_sp(recipe)
-    trainable_parameters(shape, Choices(**choices_of_method(recipe.method)))
+    trainable_parameters(architecture, Choices(**choices_of_method(recipe.method)))
 
 
-def require_machine(recipe: Recipe, shape: Shape, hardware: Hardware) -> None:
+def require_machine(recipe: Recipe, architecture: Architecture, hardware: Hardware) -> None:
     """Raise MachineError or UsageError if no plan is possible here, whatever the rows are."""
     precision, _ = choose_precision(recipe, hardware)
     choose_dtype(recipe, precision)
-    choose_attention(recipe, shape, hardware)
+    choose_attention(recipe, architecture, hardware)
     require_optimizer(recipe, hardware)
-    require_packing(recipe, why_padded(recipe, shape, hardware))
+    require_packing(recipe, why_padded(recipe, architecture, hardware))
 
 
-def make_plan(recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardware) -> Plan:
+def make_plan(
+    recipe: Recipe, architecture: Architecture, rows: RowStatistics, hardware: Hardware
+) -> Plan:
     """Decide everything that is `auto`; raises ModelError, MachineError and UsageError."""
-    require_mode(recipe.method.mode, shape)
+    require_mode(recipe.method.mode, architecture)
     require_checkpointing(recipe)
     require_optimizer(recipe, hardware)
     reasons: dict[str, str] = {}
     precision, reasons["training.precision"] = choose_precision(recipe, hardware)
     dtype, reasons["model.dtype"] = choose_dtype(recipe, precision)
-    attention, reasons["model.attention"] = choose_attention(recipe, shape, hardware)
-    padded = why_padded(recipe, shape, hardware)
+    attention, reasons["model.attention"] = choose_attention(recipe, architecture, hardware)
+    padded = why_padded(recipe, architecture, hardware)
     require_packing(recipe, padded)
     if padded is None:
         reasons["model.attention"] += "; packed rows use their own"
     unshared = padded is not None or why_not_shared(recipe) is not None
     fitted = replace(rows, common_tokens=0) if unshared else rows
 
-    base = _open_choices(recipe, shape, rows, hardware, precision, attention)
-    choices, estimate = fit_memory(recipe, shape, fitted, hardware, base)
+    base = _open_choices(recipe, architecture, rows, hardware, precision, attention)
+    choices, estimate = fit_memory(recipe, architecture, fitted, hardware, base)
     reasons["training.optimizer"] = why_optimizer(recipe, hardware, choices)
     rate, reasons["training.learning_rate"] = choose_learning_rate(recipe)
     micro_batch, reasons["training.micro_batch_size"] = choose_micro_batch(
@@ -117,7 +119,9 @@ def make_plan(recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardw
     )
     packing, reasons["training.packing"] = choose_packing(recipe, padded, choices.tokens)
     common_tokens = fitted.common_tokens
-    optimizations, whys = _optimizations(recipe, shape, hardware, choices, packing, common_tokens)
+    optimizations, whys = _optimizations(
+        recipe, architecture, hardware, choices, packing, common_tokens
+    )
     reasons |= whys
     reasons["training.gradient_checkpointing"] = why_checkpointing(recipe, choices)
     steps, epochs, reasons["steps"] = count_steps(recipe, rows)
@@ -155,7 +159,7 @@ def make_plan(recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardw
 
 def _open_choices(
     recipe: Recipe,
-    shape: Shape,
+    architecture: Architecture,
     rows: RowStatistics,
     hardware: Hardware,
     precision: Precision,
@@ -169,7 +173,10 @@ def _open_choices(
         rows,
         hardware,
     )
-    padded, liger = why_padded(recipe, shape, hardware), choose_liger(recipe, shape, hardware)
+    padded, liger = (
+        why_padded(recipe, architecture, hardware),
+        choose_liger(recipe, architecture, hardware),
+    )
     fused = choices.mode == "lora" and why_not_fused(recipe, hardware, choices) is None
     return replace(
         choices, packed_rows=padded is None, liger=liger is not None and liger[0], fused_lora=fused
@@ -178,18 +185,18 @@ def _open_choices(
 
 def _optimizations(
     recipe: Recipe,
-    shape: Shape,
+    architecture: Architecture,
     hardware: Hardware,
     choices: Choices,
     packing: int,
     common_tokens: int,
 ) -> tuple[Optimizations, dict[str, str]]:
     """Optimisations of this training, and the reasons by key."""
-    kept_bytes = kept_dequantised_bytes(shape, choices)
+    kept_bytes = kept_dequantised_bytes(architecture, choices)
     found = {
         "shared_prefix": choose_shared_prefix(recipe, packing, common_tokens),
         "fused_lora": choose_fused_lora(recipe, hardware, choices),
-        "liger": choose_liger(recipe, shape, hardware),
+        "liger": choose_liger(recipe, architecture, hardware),
         "dequantised": choose_dequantised(recipe, hardware, choices, kept_bytes),
     }
     values = {name: None if each is None else each[0] for name, each in found.items()}
@@ -250,21 +257,23 @@ def choose_dtype(recipe: Recipe, precision: Precision) -> Decided[Literal["bf16"
             assert_never(recipe.method)
 
 
-def choose_attention(recipe: Recipe, shape: Shape, hardware: Hardware) -> Decided[Attention]:
+def choose_attention(
+    recipe: Recipe, architecture: Architecture, hardware: Hardware
+) -> Decided[Attention]:
     """The attention kernel; raises MachineError."""
     asked = recipe.model.attention
     if asked == "flash" and hardware.kind != "cuda":
         raise MachineError("attention", "model.attention: flash needs a CUDA GPU; take sdpa")
-    if asked == "sdpa" and shape.capped_scores:
+    if asked == "sdpa" and "sdpa" not in architecture.attention:
         raise MachineError(
             "attention",
-            "model.attention: sdpa has no softcap of attention scores, which this model needs; "
-            "take eager",
+            "transformers has no sdpa attention for this model (it caps its scores, or has "
+            "sinks); take model.attention: eager",
         )
     if asked != "auto":
         return asked, AS_SET
-    if shape.capped_scores:
-        return "eager", "attention scores have a softcap, which sdpa does not support"
+    if "sdpa" not in architecture.attention:
+        return "eager", "transformers has no sdpa attention for this model"
     return "sdpa", "torch's own fused kernels, without another package"
 
 

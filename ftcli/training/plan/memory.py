@@ -9,6 +9,7 @@ from typing import assert_never
 from ftcli.config.recipe import Bottleneck, Full, Lora, PrefixTuning, PromptTuning, Qlora, Recipe
 from ftcli.errors import MachineError
 from ftcli.memory import Choices, Estimate
+from ftcli.memory.architecture import Architecture
 from ftcli.memory.choices import NO_CHECKPOINTING
 from ftcli.memory.fit.search import (
     CARD_TOKENS,
@@ -23,7 +24,6 @@ from ftcli.memory.fit.search import (
     useful_micro_batches,
 )
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import Shape
 from ftcli.shell import gib
 from ftcli.training.plan.optimizations import may_cache_dequantised, why_not_fused
 from ftcli.training.plan.plan import Decided, RowStatistics, packed
@@ -33,26 +33,31 @@ PREFIXES = 4
 
 
 def fit_memory(
-    recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardware, base: Choices
+    recipe: Recipe,
+    architecture: Architecture,
+    rows: RowStatistics,
+    hardware: Hardware,
+    base: Choices,
 ) -> tuple[Choices, Estimate]:
     """The cheapest values of everything that is `auto`; raises MachineError."""
     options = _options(recipe, rows, hardware, base)
 
     def has_room(candidate: Choices) -> bool:
         return fits(
-            estimate_on(shape, _by_tokens(recipe, rows, hardware, candidate), hardware), hardware
+            estimate_on(architecture, _by_tokens(recipe, rows, hardware, candidate), hardware),
+            hardware,
         )
 
     found = cheapest(base, options, has_room)
     if found is None:
         least = smallest(base, options)
-        raise _too_large(recipe, rows, hardware, least, estimate_on(shape, least, hardware))
+        raise _too_large(recipe, rows, hardware, least, estimate_on(architecture, least, hardware))
     found = _by_tokens(recipe, rows, hardware, found)
     if may_cache_dequantised(recipe, hardware, found):
         fused = found.has_lora and why_not_fused(recipe, hardware, found) is None
         kept = replace(found, keeps_dequantised=True, fused_lora=fused)
-        found = kept if fits(estimate_on(shape, kept, hardware), hardware) else found
-    return found, estimate_on(shape, found, hardware)
+        found = kept if fits(estimate_on(architecture, kept, hardware), hardware) else found
+    return found, estimate_on(architecture, found, hardware)
 
 
 def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choices) -> Options:

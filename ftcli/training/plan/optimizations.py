@@ -5,9 +5,8 @@ from __future__ import annotations
 from ftcli.config.recipe import Lora, PrefixTuning, PromptTuning, Qlora, Recipe
 from ftcli.errors import UsageError
 from ftcli.memory import Choices
+from ftcli.memory.architecture import PACKED_TYPES, Architecture
 from ftcli.memory.hardware import ComputeCapability, Hardware
-from ftcli.memory.shapes import Shape
-from ftcli.memory.shapes.shape import PACKED_TYPES
 from ftcli.shell import shown_size
 from ftcli.training.plan.plan import Decided
 
@@ -27,13 +26,13 @@ def why_not_optimized(recipe: Recipe, hardware: Hardware) -> str | None:
     return None
 
 
-def why_not_packed(shape: Shape) -> str | None:
+def why_not_packed(architecture: Architecture) -> str | None:
     """Why a model's rows cannot be packed; None if they can."""
-    if shape.model_type not in PACKED_TYPES:
-        return f"not tested for {shape.model_type}"
-    if shape.dropout:
+    if architecture.model_type not in PACKED_TYPES:
+        return f"not tested for {architecture.model_type}"
+    if architecture.dropout:
         return "the model has dropout, which differs in each row"
-    if shape.stretched_positions:
+    if architecture.stretched_positions:
         return "the model's rotary positions depend on the longest row of the batch"
     return None
 
@@ -49,7 +48,7 @@ def require_packing(recipe: Recipe, padded: str | None) -> None:
         )
 
 
-def why_padded(recipe: Recipe, shape: Shape, hardware: Hardware) -> str | None:
+def why_padded(recipe: Recipe, architecture: Architecture, hardware: Hardware) -> str | None:
     """Why the rows of a step are padded; None if they are packed."""
     training = recipe.training
     if training.packing is False:
@@ -62,7 +61,7 @@ def why_padded(recipe: Recipe, shape: Shape, hardware: Hardware) -> str | None:
         return "NEFTune scales its noise by the length of padded rows"
     if recipe.model.attention != "auto":
         return f"model.attention: {recipe.model.attention} is set in the recipe"
-    return why_not_packed(shape)
+    return why_not_packed(architecture)
 
 
 def why_no_flex(hardware: Hardware) -> str | None:
@@ -133,7 +132,9 @@ def choose_fused_lora(recipe: Recipe, hardware: Hardware, choices: Choices) -> D
     return False, why or "4-bit weights are dequantised in each product"
 
 
-def choose_liger(recipe: Recipe, shape: Shape, hardware: Hardware) -> Decided[bool] | None:
+def choose_liger(
+    recipe: Recipe, architecture: Architecture, hardware: Hardware
+) -> Decided[bool] | None:
     """Whether norms, rotary positions and the MLP's gate are Liger's kernels; None without a
     GPU."""
     if hardware.kind != "cuda":
@@ -142,8 +143,8 @@ def choose_liger(recipe: Recipe, shape: Shape, hardware: Hardware) -> Decided[bo
         return False, why
     if "liger_kernel" not in hardware.kernels:
         return False, "not installed: pip install liger-kernel"
-    if shape.model_type not in PACKED_TYPES:
-        return False, f"not tested for {shape.model_type}"
+    if architecture.model_type not in PACKED_TYPES:
+        return False, f"not tested for {architecture.model_type}"
     return True, "norms, rotary positions and the MLP's gate are one kernel each"
 
 

@@ -283,6 +283,7 @@ def _choices_of_lora(method: LoraKeys) -> dict[str, Any]:
         "target_modules": targets if isinstance(targets, str) else tuple(targets),
         "layers": None if method.layers is None else tuple(sorted(set(method.layers))),
         "rank_pattern": tuple(method.rank_pattern.items()),  # the first key that matches counts
+        "experts": method.experts,
         "dora": method.dora,
         "modules_to_save": tuple(method.modules_to_save),
     }

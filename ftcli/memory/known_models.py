@@ -1,4 +1,4 @@
-"""Model names → shapes and sources. Well-known models answer from a table, without network."""
+"""Model names → architectures and sources; well-known models are in a table, without network."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from ftcli.config.section import looks_like_path
 from ftcli.errors import ModelError, UsageError
 from ftcli.hub import hub_file
-from ftcli.memory.shapes.config import shape_from_config
-from ftcli.memory.shapes.shape import Shape
-from ftcli.shell import shown_source
+from ftcli.memory.architecture import Architecture, read_architecture
+
+MEASURED = Path(__file__).with_name("measured_models.tsv")
 
 _SIZE = re.compile(r"\d+(\.\d+)?b")
 """An alias that is a size alone, such as 7b or 0.5b."""
@@ -42,12 +42,35 @@ def _known_models() -> _KnownModels:
     )
 
 
-def find_shape(model_id: str, revision: str | None = None) -> Shape:
-    """The shape of a local folder, a config.json, an alias, or a model of the hub.
+def known_architecture(model_id: str) -> Architecture | None:
+    """A well-known model by alias or hub id, measured before; None for any other.
 
-    Known models answer without network, whatever the revision: a published model keeps its sizes.
-    Raises UsageError (`model_unknown`) and ModelError (`model_missing`, `config_unreadable`, those
-    of `shape_from_config` and of `hub_file`).
+    A published model keeps its sizes, whatever the revision.
+    """
+    hub_id = known_hub_id(model_id)
+    found = _measured_models().get(hub_id)
+    if found is None:
+        return None
+    return replace(read_architecture(found), name=model_id, hub_id=hub_id)
+
+
+def known_hub_id(model_id: str) -> str:
+    """The hub id of an alias, or of a known hub id in any case of letters; else unchanged."""
+    known = _known_models()
+    same = (each for each in known.configs if each.lower() == model_id.lower())
+    return known.hub_ids.get(model_id.lower(), next(same, model_id))
+
+
+def known_config(hub_id: str) -> dict[str, object] | None:
+    """The part of a known model's config.json that gives its layers."""
+    return _known_models().configs.get(hub_id)
+
+
+def config_values(model_id: str, revision: str | None) -> dict[str, object]:
+    """The config.json of a local folder, of a file, or of a model of the hub.
+
+    Raises UsageError (`model_unknown`) and ModelError (`model_missing`, `config_unreadable`, and
+    those of `hub_file`).
     """
     if not model_id.strip():
         raise _unknown(model_id)
@@ -55,30 +78,31 @@ def find_shape(model_id: str, revision: str | None = None) -> Shape:
         local = _local(model_id)
         config_file = local / "config.json" if os.path.isdir(local) else local
         if os.path.isfile(config_file):
-            return shape_from_config(_read_config(config_file), name=shown_source(model_id))
+            return _read_config(config_file)
         if os.path.isdir(local):
             raise ModelError("model_missing", f"{local} has no config.json: not a model's folder")
         raise _missing(local)
-    known = _known_models()
-    hub_id = known.hub_ids.get(model_id.lower(), _as_known(model_id))
-    _require_no_namesake(hub_id)
-    if hub_id in known.configs:
-        return shape_from_config(known.configs[hub_id], name=model_id, hub_id=hub_id)
+    require_no_namesake(model_id)
     if "/" not in model_id:
         raise _unknown(model_id)
-    config = _read_config(_hub_config(model_id, revision))
-    return shape_from_config(config, name=model_id, hub_id=model_id)
+    return _read_config(_hub_config(model_id, revision))
+
+
+def known_configs() -> dict[str, dict[str, object]]:
+    """Hub id → its config, of all known models."""
+    return _known_models().configs
+
+
+@cache
+def _measured_models() -> dict[str, str]:
+    """Hub id → an Architecture as JSON; made by scripts/measure_models.py."""
+    lines = MEASURED.read_text(encoding="utf-8").splitlines() if MEASURED.is_file() else []
+    return dict(line.split("\t", 1) for line in lines)
 
 
 def _missing(local: Path) -> ModelError:
     fault = "is not a model's folder" if os.path.lexists(local) else "does not exist"
     return ModelError("model_missing", f"{os.path.normpath(local)} {fault}")
-
-
-def _as_known(model_id: str) -> str:
-    """The known hub id in any case of letters; else unchanged."""
-    same = (known for known in _known_models().configs if known.lower() == model_id.lower())
-    return next(same, model_id)
 
 
 def _hub_config(model_id: str, revision: str | None) -> Path:
@@ -149,7 +173,7 @@ def model_source(model_id: str) -> str:
             return str(local)
         raise _missing(local)
     source = _known_models().hub_ids.get(model_id.lower(), model_id)
-    _require_no_namesake(source)
+    require_no_namesake(source)
     return source
 
 
@@ -160,7 +184,7 @@ def from_here(model: str) -> str:
     return path if there and model.strip() else model
 
 
-def _require_no_namesake(hub_id: str) -> None:
+def require_no_namesake(hub_id: str) -> None:
     """transformers and tokenizers take a folder of the working directory before a hub id."""
     if os.path.isdir(hub_id):
         raise ModelError(

@@ -6,18 +6,13 @@ from pathlib import Path
 import pytest
 
 from ftcli.errors import ModelError, UsageError
-from ftcli.memory import Choices
-from ftcli.memory.shapes import (
-    Shape,
-    Targets,
-    find_shape,
-    from_here,
-    hub_id_of,
-    known,
-    model_source,
-    shape_from_config,
-)
+from ftcli.memory import Choices, known_models
+from ftcli.memory.adapted import last_names
+from ftcli.memory.architecture import Architecture, Attention
+from ftcli.memory.choices import Targets
+from ftcli.memory.known_models import from_here, hub_id_of, model_source
 from ftcli.memory.trained import trainable_parameters
+from ftcli.models.find import architecture_of, find_architecture
 
 TINY = {
     "model_type": "llama",
@@ -30,53 +25,38 @@ TINY = {
 
 
 def test_sizes_answer_as_models() -> None:
-    assert find_shape("7b").parameters == 6_738_415_616
-    assert find_shape("7B").hub_id == "meta-llama/Llama-2-7b-hf"
-    assert find_shape("Qwen/Qwen2.5-7B-Instruct").parameters == 7_615_616_512
-    assert find_shape("0.5b").hub_id == "Qwen/Qwen2.5-0.5B"
+    assert find_architecture("7b").parameters == 6_738_415_616
+    assert find_architecture("7B").hub_id == "meta-llama/Llama-2-7b-hf"
+    assert find_architecture("Qwen/Qwen2.5-7B-Instruct").parameters == 7_615_616_512
+    assert find_architecture("0.5b").hub_id == "Qwen/Qwen2.5-0.5B"
     assert hub_id_of("smollm2-135m") == "HuggingFaceTB/SmolLM2-135M"
 
 
-def lora_parameters(shape: Shape, rank: int, targets: Targets = "all-linear") -> int:
-    return trainable_parameters(shape, Choices("lora", rank=rank, target_modules=targets))
+def lora_parameters(architecture: Architecture, rank: int, targets: Targets = "all-linear") -> int:
+    return trainable_parameters(architecture, Choices("lora", rank=rank, target_modules=targets))
 
 
 def test_lora_counts_both_matrices_of_every_target() -> None:
-    shape = find_shape("7b")
-    assert lora_parameters(shape, 16, ("q_proj",)) == 32 * 131_072
-    assert lora_parameters(shape, 16, ("self_attn.q_proj",)) == 32 * 131_072
-    assert lora_parameters(shape, 16) == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    architecture = find_architecture("7b")
+    assert lora_parameters(architecture, 16, ("q_proj",)) == 32 * 131_072
+    assert lora_parameters(architecture, 16, ("self_attn.q_proj",)) == 32 * 131_072
+    assert lora_parameters(architecture, 16) == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
 
 
 def test_all_linear_of_a_mixture_leaves_the_experts_out() -> None:
-    shape = find_shape("mixtral-8x7b")
-    assert set(shape.linear_modules()) == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    assert shape.expert_parameters > 0.9 * shape.parameters
+    architecture = find_architecture("mixtral-8x7b")
+    assert last_names(architecture) == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert architecture.expert_parameters > 0.9 * architecture.parameters
 
 
 def test_targets_go_by_the_names_of_the_family() -> None:
-    falcon, phi = find_shape("falcon-7b"), find_shape("phi-2")
-    assert list(falcon.target_modules(("self_attention.dense",))) == ["dense"]
+    falcon, phi = find_architecture("falcon-7b"), find_architecture("phi-2")
     assert lora_parameters(falcon, 8, ("query_key_value",)) == 32 * 8 * (4544 + 4544 + 2 * 64)
     dense = 4544 + 4544
     assert lora_parameters(falcon, 8, ("self_attention.dense",)) == 32 * 8 * dense
     assert lora_parameters(phi, 4) == 32 * 4 * (4 * 2 * 2560 + 2 * (2560 + 10240))
     with pytest.raises(ModelError, match="falcon-7b has no linear layer 'q_proj'; it has query_"):
-        falcon.target_modules(("q_proj",))
-
-
-def test_only_phi3_fuses_both_projections() -> None:
-    fused = {
-        name: (shape.fused_queries, shape.fused_gate, shape.fused_projections)
-        for name in ("phi-3-mini", "glm-4-9b", "pythia-1b", "7b")
-        for shape in [find_shape(name)]
-    }
-    assert fused == {
-        "phi-3-mini": (True, True, True),
-        "glm-4-9b": (False, True, False),
-        "pythia-1b": (True, False, False),
-        "7b": (False, False, False),
-    }
+        lora_parameters(falcon, 8, ("q_proj",))
 
 
 @pytest.mark.parametrize(
@@ -92,29 +72,26 @@ def test_only_phi3_fuses_both_projections() -> None:
     ],
 )
 def test_a_sliding_window_is_of_some_layers(name: str, window: int | None, layers: int) -> None:
-    shape = find_shape(name)
-    assert (shape.sliding_window, shape.windowed_layers) == (window, layers)
-
-
-def test_norms_say_what_they_are_made_of() -> None:
-    olmo, phi = find_shape("olmo-7b"), find_shape("phi-2")
-    assert (olmo.native_layer_norm, olmo.norm_vectors, olmo.outer_vectors()) == (True, 0, [])
-    assert phi.outer_vectors() == [2560, 2560, 51200]
-    assert not find_shape("7b").native_layer_norm
+    architecture = find_architecture(name)
+    found = {kind.window: len(kind.layers) for kind in architecture.kinds if kind.window}
+    assert found == ({} if window is None else {window: layers})
 
 
 def test_an_unknown_target_is_named_with_what_there_is() -> None:
     with pytest.raises(ModelError, match=r"no linear layer 'q_prj'; did you mean q_proj\?"):
-        lora_parameters(find_shape("7b"), 16, ("q_prj",))
+        lora_parameters(find_architecture("7b"), 16, ("q_prj",))
 
 
-def test_a_folder_and_its_config_give_the_same_shape(tmp_path: Path) -> None:
+def test_a_folder_and_its_config_give_the_same_architecture(tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text(json.dumps(TINY))
-    by_folder, by_file = find_shape(f"{tmp_path}/tiny"), find_shape(f"{tmp_path}/tiny/config.json")
+    by_folder, by_file = (
+        find_architecture(f"{tmp_path}/tiny"),
+        find_architecture(f"{tmp_path}/tiny/config.json"),
+    )
     assert by_folder.parameters == by_file.parameters
-    assert by_folder.kv_heads == 2
-    assert by_folder.head_dim == 4
+    (kind,) = by_folder.kinds
+    assert kind.attention == (Attention(2, 2, 4, 4),)
     assert model_source(f"{tmp_path}/tiny") == str(tmp_path / "tiny")
 
 
@@ -125,7 +102,7 @@ def test_a_folder_of_the_working_directory_is_not_taken_for_the_hubs_model(
     """transformers would load it in silence; a recipe's paths start at the recipe."""
     (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    for finds in (find_shape, model_source):
+    for finds in (find_architecture, model_source):
         with pytest.raises(ModelError, match=f"write {tmp_path}/{name}; ") as caught:
             finds(name)
         assert caught.value.code == "model_missing"
@@ -143,8 +120,8 @@ def test_an_unknown_hub_id_is_asked_of_the_hub(
         (tmp_path / name).write_text(json.dumps(TINY))
         return tmp_path / name
 
-    monkeypatch.setattr(known, "hub_file", hub_file)
-    assert find_shape("someone/tiny", "v2").hub_id == "someone/tiny"
+    monkeypatch.setattr(known_models, "hub_file", hub_file)
+    assert find_architecture("someone/tiny", "v2").hub_id == "someone/tiny"
     assert asked == [("someone/tiny", "config.json", "v2")]
 
 
@@ -159,7 +136,7 @@ def test_an_unknown_hub_id_is_asked_of_the_hub(
 )
 def test_an_unknown_alias_is_a_usage_error_with_the_nearest(asked: str, near: str) -> None:
     with pytest.raises(UsageError) as caught:
-        find_shape(asked)
+        find_architecture(asked)
     assert caught.value.code == "model_unknown"
     assert near in caught.value.message
     assert "; a size is one of 0.5b, 0.6b, 1b, " in caught.value.message
@@ -168,7 +145,7 @@ def test_an_unknown_alias_is_a_usage_error_with_the_nearest(asked: str, near: st
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere", "a/b/c", "nowhere/config.json"])
 def test_a_path_that_is_not_there_is_a_model_error(path: str) -> None:
-    for finds in (find_shape, model_source):
+    for finds in (find_architecture, model_source):
         with pytest.raises(ModelError, match="does not exist") as caught:
             finds(path)
         assert caught.value.code == "model_missing"
@@ -177,49 +154,28 @@ def test_a_path_that_is_not_there_is_a_model_error(path: str) -> None:
 def test_a_folder_without_config_says_so(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"has no config\.json"):
-        find_shape(f"{tmp_path}/empty")
+        find_architecture(f"{tmp_path}/empty")
 
 
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        ({"model_type": "bloom"}, "model_type_unknown", "it knows llama, mistral"),
-        (
-            {"model_type": "qwen3_5"},
-            "model_type_unknown",
-            "guessed from another type would be wrong",
-        ),
-        ({"model_type": None}, "model_type_unknown", "None is not one whose layers ftcli knows"),
-        (
-            {"model_type": "mistral3", "text_config": {}, "vision_config": {}},
-            "model_type_unknown",
-            r"'mistral3' joins a text model with others \(vision_config, text_config\)",
-        ),
-        (
-            {"model_type": "qwen3_moe", "mlp_only_layers": [0]},
-            "model_type_unknown",
-            "dense and expert layers are mixed",
-        ),
-        ({"model_type": "phi", "qk_layernorm": True}, "model_type_unknown", "qk_layernorm is on"),
-        (
-            {"model_type": "mistral", "sliding_window": "wide"},
-            "config_incomplete",
-            "sliding_window should be a positive number, found 'wide'",
-        ),
-        ({"hidden_size": None}, "config_incomplete", "hidden_size should be a positive number"),
-        ({"vocab_size": True}, "config_incomplete", "found True"),
+        ({"model_type": "qwen9"}, "model_type_unknown", "'qwen9' is not in transformers 5"),
+        ({"model_type": None}, "model_type_unknown", "model_type None is not in transformers"),
+        ({"model_type": "bert"}, "not_a_decoder", "bert is not a causal language model"),
+        ({"hidden_size": "wide"}, "model", "hidden_size"),
     ],
 )
-def test_a_config_that_gives_no_shape_says_why(
+def test_a_config_that_makes_no_decoder_says_why(
     change: dict[str, object], code: str, words: str
 ) -> None:
     with pytest.raises(ModelError, match=words) as caught:
-        shape_from_config(TINY | change)
+        architecture_of(TINY | change)
     assert caught.value.code == code
 
 
 def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF\xff")
     with pytest.raises(ModelError) as caught:
-        find_shape(f"{tmp_path}/model.gguf")
+        find_architecture(f"{tmp_path}/model.gguf")
     assert f"{tmp_path}/model.gguf: not a model's config.json: " in str(caught.value)
