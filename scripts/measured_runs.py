@@ -20,7 +20,7 @@ from ftcli.memory.adapted import last_names
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.hardware import find_card
 from ftcli.memory.known_models import known_config
-from ftcli.models.find import architecture_of, find_architecture
+from ftcli.models.architectures.find import architecture_of, find_architecture
 from ftcli.shell import GIB
 
 DATA = Path(__file__).parents[1] / "docs" / "data"

@@ -36,9 +36,9 @@ from ftcli.errors import FtcliError
 from ftcli.export.merge_run import MergeOptions, merge_run
 from ftcli.inference.generation import answer_prompts
 from ftcli.inference.open_model import load_tuned_model
+from ftcli.models.architectures.find import find_architecture
 from ftcli.models.batches import of_tensors
 from ftcli.models.device import hardware_for
-from ftcli.models.find import find_architecture
 from ftcli.models.load import load_renderer, model_class
 from ftcli.models.loss import row_losses
 from ftcli.models.virtual_tokens import backbone_inputs, causal_model

@@ -19,7 +19,7 @@ from ftcli.memory import Choices, Estimate, estimate
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.choices import Mode, Precision
 from ftcli.memory.hardware import KNOWN_CARDS, Card
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.shell import GIB
 
 STEPS = 3  # AdamW's states appear in the first step; the second is the first whole one

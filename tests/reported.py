@@ -15,7 +15,7 @@ from ftcli.config.recipe import Recipe
 from ftcli.data.dataset import SplitCounts, save_dataset
 from ftcli.evaluation.advice.advice import Advice, advice_file
 from ftcli.memory.hardware import Hardware
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.results import (
     Answer,

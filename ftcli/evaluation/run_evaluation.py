@@ -37,7 +37,7 @@ from ftcli.evaluation.scorers.facts import question_of
 from ftcli.evaluation.scorers.scorer import ExampleResult, Question, code_digest
 from ftcli.evaluation.scoring import Scorers
 from ftcli.memory.known_models import model_source
-from ftcli.models.base_files import base_fingerprint
+from ftcli.models.files.base_files import base_fingerprint
 from ftcli.runs.atomic import sha256_file, short_digest, write_text
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.locks import exclusive_lock

@@ -33,13 +33,13 @@ from ftcli.kernels.expert_stacks import NF4_BLOCK, expert_stacks
 from ftcli.memory.known_models import model_source
 from ftcli.models.adapters import open_adapter
 from ftcli.models.device import device_of, free_memory
+from ftcli.models.files.older_readers import set_type, write_for_older_readers
+from ftcli.models.files.quantized_files import DEQUANTISED, file_format
+from ftcli.models.files.untrusted import copy_processor
 from ftcli.models.load import DTYPES, load_base, open_config
 from ftcli.models.methods import shared_weight
-from ftcli.models.older_readers import set_type, write_for_older_readers
 from ftcli.models.prompt_manifest import generation_config
-from ftcli.models.quantized_files import DEQUANTISED, file_format
 from ftcli.models.text_forward import idle_modules
-from ftcli.models.untrusted import copy_processor
 from ftcli.models.virtual_tokens import causal_model
 from ftcli.shell import command
 from ftcli.training.opening import OpenRun

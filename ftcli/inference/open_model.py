@@ -17,9 +17,9 @@ from ftcli.kernels.cpu import end_gc_tuning, tune_cpu
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.known_models import model_source
 from ftcli.models.adapters import open_adapter
-from ftcli.models.base_files import require_weights
+from ftcli.models.architectures.find import find_architecture
 from ftcli.models.device import device_of, hardware_for
-from ftcli.models.find import find_architecture
+from ftcli.models.files.base_files import require_weights
 from ftcli.models.load import compute_dtype, load_base
 from ftcli.models.methods import quantization
 from ftcli.models.prompt_manifest import PromptFormat, verified_base, verify_run

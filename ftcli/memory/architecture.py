@@ -1,6 +1,6 @@
 """What of a model decides its counts and memory: measured from its config, without torch here.
 
-`ftcli.models.architecture` measures it; known models come with their measurements.
+`ftcli.models.architectures.measure` measures it; known models come with their measurements.
 """
 
 from __future__ import annotations

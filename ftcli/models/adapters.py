@@ -32,8 +32,8 @@ from ftcli.kernels.expert_stacks import plain_stacks
 from ftcli.kernels.experts import use_own_updates
 from ftcli.models.bottleneck import BottleneckConfig
 from ftcli.models.device import is_out_of_memory
+from ftcli.models.files.untrusted import json_object, opening
 from ftcli.models.methods import add_adapters, rewritten, targets_as_named, train_in_fp32
-from ftcli.models.untrusted import json_object, opening
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -39,18 +39,18 @@ from ftcli.kernels.expert_stacks import (
     stacks_quantised_on_loading,
 )
 from ftcli.kernels.experts import use_own_experts
-from ftcli.models.find import architecture_of_config
-from ftcli.models.loss import require_known_head
-from ftcli.models.methods import keep_four_bit_trainable
-from ftcli.models.quantized_files import dequantise_on_loading, quantise_linear
-from ftcli.models.text_forward import idle_modules
-from ftcli.models.untrusted import (
+from ftcli.models.architectures.find import architecture_of_config
+from ftcli.models.files.quantized_files import dequantise_on_loading, quantise_linear
+from ftcli.models.files.untrusted import (
     opening,
     processor_template,
     refuse_foreign_config,
     refuse_foreign_tokenizer,
     refuse_foreign_weights,
 )
+from ftcli.models.loss import require_known_head
+from ftcli.models.methods import keep_four_bit_trainable
+from ftcli.models.text_forward import idle_modules
 
 # Classes with towers first: AutoModelForCausalLM opens some of their checkpoints as the text alone,
 # and a merge would write a model without its towers.

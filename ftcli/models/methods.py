@@ -40,8 +40,8 @@ from ftcli.kernels.expert_stacks import plain_stacks
 from ftcli.kernels.experts import use_own_updates
 from ftcli.memory.choices import Placement
 from ftcli.memory.trained import block_ends
+from ftcli.models.architectures.find import architecture_of_model
 from ftcli.models.bottleneck import BottleneckConfig
-from ftcli.models.find import architecture_of_model
 from ftcli.models.targets import expert_names, kind_of, last_name, run_text, shortened, target_names
 from ftcli.models.text_forward import idle_modules
 from ftcli.models.virtual_tokens import init_virtual_tokens, require_prefix

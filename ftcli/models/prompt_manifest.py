@@ -30,7 +30,7 @@ from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import FtcliError
 from ftcli.memory.known_models import model_source
-from ftcli.models.base_files import base_fingerprint, model_folder
+from ftcli.models.files.base_files import base_fingerprint, model_folder
 from ftcli.models.load import load_tokenizer, open_config, renderer_of
 from ftcli.runs.atomic import write_json
 from ftcli.runs.folder import RunFolder, unreadable_prompt_manifest

@@ -17,7 +17,7 @@ from ftcli.config.recipe import LoraKeys
 from ftcli.errors import ModelError
 from ftcli.kernels.expert_stacks import stacks_to_adapt
 from ftcli.memory.adapted import reached_modules
-from ftcli.models.find import architecture_of_model
+from ftcli.models.architectures.find import architecture_of_model
 
 # Tokens whose gradient shows what a text reaches.
 REACHING_TOKENS = 32

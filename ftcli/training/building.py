@@ -20,12 +20,12 @@ from ftcli.kernels.liger import apply_liger
 from ftcli.kernels.lora import fuse_lora
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.device import device_of
+from ftcli.models.files.older_readers import write_for_older_readers
+from ftcli.models.files.untrusted import copy_processor
 from ftcli.models.load import DTYPES, compute_dtype, load_base, open_config
 from ftcli.models.methods import attach, init_token_ids, quantization, shared_weight
-from ftcli.models.older_readers import write_for_older_readers
 from ftcli.models.prompt_manifest import generation_config
 from ftcli.models.text_forward import idle_modules
-from ftcli.models.untrusted import copy_processor
 from ftcli.training.collators import open_data
 from ftcli.training.job import TrainJob
 from ftcli.training.l2_sp import L2SP

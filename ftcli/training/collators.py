@@ -27,9 +27,9 @@ from ftcli.data.tokenizing.prefix_tree import (
     typical_common_prefix,
 )
 from ftcli.memory.fit.search import CPU_TOKENS
+from ftcli.models.architectures.find import architecture_of_model
 from ftcli.models.batches import Batch, Row, packed, padded
 from ftcli.models.device import is_out_of_memory
-from ftcli.models.find import architecture_of_model
 from ftcli.models.virtual_tokens import causal_model, virtual_tokens
 from ftcli.training.checkpoint import random_state, restore_random_state
 from ftcli.training.plan.memory import PREFIXES

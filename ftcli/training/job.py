@@ -18,7 +18,7 @@ from ftcli.hub import require_reachable
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.known_models import model_source
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.runs.checkpoints import verify
 from ftcli.runs.folder import RunFolder
 from ftcli.training.opening import OpenRun

@@ -14,7 +14,7 @@ from ftcli.config.recipe import Recipe
 from ftcli.data.dataset import Dataset, load_dataset
 from ftcli.errors import FtcliError, did_you_mean
 from ftcli.memory.known_models import model_source
-from ftcli.models.base_files import weight_files
+from ftcli.models.files.base_files import weight_files
 from ftcli.runs.atomic import sha256_file
 from ftcli.runs.folder import RunFolder, find_run, newest_finished, run_above
 from ftcli.shell import command, set_flags, shown_path

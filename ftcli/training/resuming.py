@@ -18,7 +18,7 @@ from ftcli.data.splits import files_of, rows_parts, source_digests
 from ftcli.errors import FtcliError, MachineError, Stopped
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.known_models import model_source
-from ftcli.models.base_files import base_fingerprint
+from ftcli.models.files.base_files import base_fingerprint
 from ftcli.runs.atomic import (
     delete_temporary,
     free_bytes,

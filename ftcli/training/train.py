@@ -10,8 +10,8 @@ from transformers import TrainerState
 from ftcli.config.recipe import Full
 from ftcli.console import Reporter, about
 from ftcli.errors import FtcliError
-from ftcli.models.base_files import tokenizer_bytes
 from ftcli.models.device import explain_out_of_memory, is_out_of_memory
+from ftcli.models.files.base_files import tokenizer_bytes
 from ftcli.models.prompt_manifest import base_at, verified_base, write_or_verify_manifest
 from ftcli.runs.atomic import atomic_directory
 from ftcli.runs.checkpoints import Checkpoint, verify

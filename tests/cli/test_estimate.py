@@ -14,7 +14,7 @@ from ftcli.config.loader import load_recipe
 from ftcli.config.recipe import Bottleneck, Lora, Method, PrefixTuning, PromptTuning
 from ftcli.data.dataset import LongestRow
 from ftcli.memory.hardware import find_card
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 from tests.conftest import prepared_data

@@ -13,7 +13,7 @@ from ftcli.config.loader import load_recipe
 from ftcli.data.dataset import LongestRow, save_dataset, split_file
 from ftcli.memory.hardware import Hardware, find_card
 from ftcli.models import device
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 from tests.conftest import prepared_data

@@ -15,7 +15,7 @@ from ftcli.cli.train import train_recipe as command
 from ftcli.cli.train.train_recipe import DryRun, Trained
 from ftcli.config.loader import load_recipe
 from ftcli.memory.hardware import Hardware
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.runs.folder import RunFolder
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics, short_key

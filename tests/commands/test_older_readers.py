@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from ftcli.cli import run
-from ftcli.models.older_readers import write_for_older_readers
+from ftcli.models.files.older_readers import write_for_older_readers
 from tests.architectures import MODEL_TYPES, SIZES
 from tests.conftest import pair, save_recipe, save_rows, tiny_tokenizer
 

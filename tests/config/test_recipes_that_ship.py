@@ -16,7 +16,7 @@ from ftcli.evaluation.scorers.format import format_scorer
 from ftcli.evaluation.scorers.scorer import Question
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.hardware import Hardware, find_card
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 

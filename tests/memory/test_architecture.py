@@ -12,7 +12,7 @@ from ftcli.memory.architecture import Architecture, Attention
 from ftcli.memory.choices import Targets
 from ftcli.memory.known_models import from_here, hub_id_of, model_source
 from ftcli.memory.trained import trainable_parameters
-from ftcli.models.find import architecture_of, find_architecture
+from ftcli.models.architectures.find import architecture_of, find_architecture
 
 TINY = {
     "model_type": "llama",

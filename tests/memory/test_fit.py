@@ -12,7 +12,7 @@ from ftcli.memory.fit.fitting import SMALLER_MODELS, FitResult, fit, instead, st
 from ftcli.memory.fit.request import FitRequest, options_of
 from ftcli.memory.fit.search import CARD_TOKENS, estimate_on, fits
 from ftcli.memory.hardware import KNOWN_CARDS, card_of_size, find_card
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 
 CARD_24GB = find_card("24GB").hardware
 

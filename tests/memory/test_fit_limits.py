@@ -11,7 +11,7 @@ from ftcli.memory import Choices
 from ftcli.memory.fit.limits import size_named, sizes_of, sweep
 from ftcli.memory.fit.search import estimate_on
 from ftcli.memory.hardware import find_card
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 
 CARD = find_card("4090").hardware
 

@@ -17,8 +17,8 @@ import ftcli.memory.head_bytes
 import ftcli.models.loss
 from ftcli.memory import Choices, Stack
 from ftcli.memory.step import CUBLAS_BYTES, step_phases
+from ftcli.models.architectures.find import architecture_of
 from ftcli.models.batches import of_tensors
-from ftcli.models.find import architecture_of
 from ftcli.models.loss import summed_loss
 from ftcli.models.virtual_tokens import causal_model
 

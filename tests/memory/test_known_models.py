@@ -61,7 +61,7 @@ def assert_as_published(count: int, published: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("hub_id", known_configs())
 def test_a_known_model_is_measured_again_as_it_is_shipped(hub_id: str) -> None:
-    from ftcli.models.architecture import config_of, measure
+    from ftcli.models.architectures.measure import config_of, measure
 
     if hub_id.startswith("google/gemma-3n"):  # its vision tower is timm's
         pytest.importorskip("timm", reason="gemma3n is built with timm, which is not installed")

@@ -13,8 +13,8 @@ from ftcli.memory import Choices
 from ftcli.memory.activations import KEPT_KEYS, last_norm_bytes, layers_bytes
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.static import forward_copies_bytes
+from ftcli.models.architectures.find import architecture_of
 from ftcli.models.batches import Batch
-from ftcli.models.find import architecture_of
 from tests.training.planning import PROFILE
 
 FAMILIES = [

@@ -11,7 +11,7 @@ from ftcli.errors import ModelError
 from ftcli.memory import Choices, Stack, estimate, textbook
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.trained import trainable_parameters, trained_tensors
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 
 LLAMA_7B = find_architecture("7b")
 

@@ -14,8 +14,8 @@ from ftcli.memory import Choices
 from ftcli.memory.static import static_bytes
 from ftcli.memory.step import CUBLAS_BYTES, step_phases
 from ftcli.memory.trained import gradient_bytes, optimizer_bytes, trainable_parameters
+from ftcli.models.architectures.find import architecture_of
 from ftcli.models.batches import of_tensors
-from ftcli.models.find import architecture_of
 from ftcli.models.loss import summed_loss
 from ftcli.models.virtual_tokens import causal_model
 

@@ -18,8 +18,9 @@ import pytest
 from ftcli.cli.train.train_recipe import plan_recipe
 from ftcli.console import Terminal
 from ftcli.errors import ModelError
-from ftcli.models import base_files
-from ftcli.models.base_files import (
+from ftcli.models.architectures.find import find_architecture
+from ftcli.models.files import base_files
+from ftcli.models.files.base_files import (
     PIECE_BYTES,
     base_fingerprint,
     refuse_pickles,
@@ -27,7 +28,6 @@ from ftcli.models.base_files import (
     tokenizer_bytes,
     weight_files,
 )
-from ftcli.models.find import find_architecture
 from ftcli.runs.atomic import folder_bytes
 from tests.conftest import tiny_tokenizer
 

@@ -20,8 +20,8 @@ from ftcli.config.recipe import Full, Model, Qlora
 from ftcli.errors import ModelError
 from ftcli.export.merged_model import Nf4Config, nf4_round_trip
 from ftcli.models.adapters import open_adapter, save_weights
+from ftcli.models.architectures.find import architecture_of
 from ftcli.models.batches import of_tensors
-from ftcli.models.find import architecture_of
 from ftcli.models.load import load_base
 from ftcli.models.loss import row_losses, summed_loss
 from ftcli.models.methods import (

@@ -14,11 +14,11 @@ from torch import nn
 from ftcli.config.recipe import Full, Model, Qlora
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.batches import of_tensors
+from ftcli.models.files.untrusted import copy_processor
 from ftcli.models.load import load_base, mend_text_forward, model_class, open_config
 from ftcli.models.loss import summed_loss
 from ftcli.models.methods import attach, quantization
 from ftcli.models.text_forward import idle_modules, text_forward
-from ftcli.models.untrusted import copy_processor
 from tests.decoders import DECODERS, decoder, save_decoder
 from tests.tiny_models import logits, lora, shake
 

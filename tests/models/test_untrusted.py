@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ftcli.errors import ModelError
+from ftcli.models.files.untrusted import refuse_foreign_config
 from ftcli.models.load import load_tokenizer
-from ftcli.models.untrusted import refuse_foreign_config
 from tests.conftest import tiny_tokenizer
 
 OWN, OTHER = "{{ messages[0].content }}", "{{ messages }}"

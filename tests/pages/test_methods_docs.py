@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from ftcli.config.recipe import Method, Recipe
 from ftcli.memory.choices import Choices, Mode
 from ftcli.memory.trained import trainable_parameters
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.training.plan.decide import choose_learning_rate
 
 TEXT = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")

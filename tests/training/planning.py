@@ -7,7 +7,7 @@ from typing import Any
 
 from ftcli.config.recipe import Recipe
 from ftcli.memory.hardware import Hardware, find_card
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.training.plan.plan import Plan, RowStatistics
 
 GB = 10**9

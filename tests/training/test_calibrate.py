@@ -16,7 +16,7 @@ from ftcli.cli import run
 from ftcli.cli.estimate_view import calibration_lines
 from ftcli.errors import FtcliError
 from ftcli.memory import Choices, estimate
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.runs.atomic import write_json
 from ftcli.runs.folder import RunFolder
 from ftcli.training.estimate.calibrate import calibrate_runs

@@ -13,7 +13,7 @@ from ftcli.cli import run
 from ftcli.config.recipe import Model, Recipe
 from ftcli.memory import Choices, estimate
 from ftcli.memory.trained import l2_sp_bytes
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.models.load import load_base
 from ftcli.models.methods import attach
 from ftcli.training.l2_sp import L2SP

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ftcli.errors import FtcliError, ModelError
 from ftcli.memory.fit.search import estimate_on, needed_bytes
 from ftcli.memory.hardware import Hardware
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import Plan, RowStatistics
 from tests.conftest import prepared_data

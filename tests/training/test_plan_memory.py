@@ -13,7 +13,7 @@ from ftcli.errors import MachineError
 from ftcli.memory import Choices, estimate
 from ftcli.memory.fit.search import needed_bytes
 from ftcli.memory.hardware import Hardware, find_card
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import Plan
 from tests.training.planning import (

@@ -10,7 +10,7 @@ import pytest
 from ftcli.config.recipe import Recipe
 from ftcli.errors import MachineError, ModelError, UsageError
 from ftcli.memory.hardware import Hardware
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.training.plan.decide import make_plan, require_machine, require_possible
 from ftcli.training.plan.plan import choices_of_method
 from tests.training.planning import (

@@ -12,7 +12,7 @@ from ftcli.memory import estimate
 from ftcli.memory.activations import KEPT_KEYS, layers_bytes
 from ftcli.memory.fit.search import CARD_TOKENS
 from ftcli.memory.hardware import CARD_KERNELS
-from ftcli.models.find import architecture_of
+from ftcli.models.architectures.find import architecture_of
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import Plan
 from tests.training.planning import GB, PROFILE, SMALL, card, cpu, decided, recipe

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftcli.config.recipe import Recipe
-from ftcli.models.find import architecture_of
+from ftcli.models.architectures.find import architecture_of
 from ftcli.training.smoke.tiny_config import (
     HEADS,
     HIDDEN,

@@ -33,7 +33,7 @@ from ftcli.evaluation.eval_rows import EvalOptions
 from ftcli.evaluation.run_evaluation import evaluate_run
 from ftcli.export.merge_run import MergeOptions, merge_run
 from ftcli.inference.generator import GenerateOptions, open_generator
-from ftcli.models.base_files import tokenizer_bytes
+from ftcli.models.files.base_files import tokenizer_bytes
 from ftcli.report.page import report_or_warn
 from ftcli.runs.atomic import free_bytes, is_full
 from ftcli.runs.folder import RunFolder

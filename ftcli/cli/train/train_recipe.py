@@ -196,7 +196,7 @@ def require_weights(model: BaseModel) -> str:
 
     transformers would initialise them at random.
     """
-    from ftcli.models import base_files
+    from ftcli.models.files import base_files
 
     return base_files.require_weights(model.source, model.revision, model.architecture)
 

@@ -23,7 +23,7 @@ from ftcli.evaluation.scorers.text import TextScorer
 from ftcli.evaluation.scoring import score_answers
 from ftcli.evaluation.statistics import mean_of
 from ftcli.memory.known_models import model_source
-from ftcli.models.base_files import base_fingerprint
+from ftcli.models.files.base_files import base_fingerprint
 from ftcli.runs.atomic import sha256_file, short_digest
 
 if TYPE_CHECKING:

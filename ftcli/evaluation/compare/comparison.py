@@ -31,7 +31,7 @@ from ftcli.evaluation.compare.compare_page import draw, page
 from ftcli.evaluation.general_ability import general_text
 from ftcli.evaluation.statistics import MIN_ROWS, Counts, compare, holm, to_difference
 from ftcli.evaluation.verdicts import join_words
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.runs.atomic import write_text
 from ftcli.runs.folder import RunFolder, numbered
 from ftcli.runs.results import (

@@ -53,7 +53,7 @@ class SpanDetector:
         from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
         from ftcli.models.device import device_of, hardware_for
-        from ftcli.models.untrusted import refuse_foreign_config, refuse_foreign_weights
+        from ftcli.models.files.untrusted import refuse_foreign_config, refuse_foreign_weights
 
         source = model_source(self._model_id)
         require_reachable(source, None)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ftcli.errors import FtcliError
 from ftcli.memory import estimate
 from ftcli.memory.interval import Residuals, residuals_of
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.runs.folder import RunFolder
 from ftcli.shell import command
 from ftcli.training.opening import run_at

@@ -20,7 +20,7 @@ from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.fit.search import estimate_on, fits
 from ftcli.memory.hardware import Hardware, find_card
 from ftcli.memory.known_models import from_here
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.training.estimate.flags import require_consistent, require_size, require_trainable
 
 if TYPE_CHECKING:

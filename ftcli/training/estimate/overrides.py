@@ -20,7 +20,7 @@ from ftcli.memory.adapted import adapted
 from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.known_models import from_here, model_source
-from ftcli.models.find import find_architecture
+from ftcli.models.architectures.find import find_architecture
 from ftcli.runs.atomic import write_text
 from ftcli.training.plan.decide import (
     choose_attention,

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ftcli.config.recipe import LoraKeys, Method, Recipe
 from ftcli.errors import ModelError
-from ftcli.models.base_files import model_folder
+from ftcli.models.files.base_files import model_folder
 from ftcli.models.load import model_class, open_config
 from ftcli.runs.atomic import write_json
 from ftcli.training.smoke.tiny_config import tiny_values

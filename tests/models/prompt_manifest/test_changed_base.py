@@ -13,7 +13,7 @@ import pytest
 
 from ftcli.errors import FtcliError
 from ftcli.models import prompt_manifest
-from ftcli.models.base_files import base_fingerprint
+from ftcli.models.files.base_files import base_fingerprint
 from ftcli.models.prompt_manifest import read_prompt_manifest, verified_base
 from ftcli.runs.folder import RunFolder
 from tests.commands.test_training import stop_at

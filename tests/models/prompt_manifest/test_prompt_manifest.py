@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ftcli.data.tokenizing.arrow_rows import read_split
-from ftcli.models.base_files import base_fingerprint
+from ftcli.models.files.base_files import base_fingerprint
 from ftcli.models.prompt_manifest import read_prompt_manifest
 from ftcli.runs.folder import RunFolder
 from ftcli.training.opening import open_run

@@ -36,7 +36,7 @@ from ftcli.runs.atomic import write_text
 from ftcli.shell import shown_source
 
 if TYPE_CHECKING:
-    from ftcli.models.architecture import Measurer
+    from ftcli.models.architectures.measure import Measurer
 
 # Keys of config.json that change nothing here.
 IGNORED = ("_name_or_path", "transformers_version", "eos_token_id", "bos_token_id", "pad_token_id")
@@ -102,7 +102,7 @@ def _kept_or_measured(text: str) -> Architecture:
 
 
 def _config_of(values: Mapping[str, Any]) -> Any:
-    from ftcli.models.architecture import config_of
+    from ftcli.models.architectures.measure import config_of
 
     return config_of(values)
 
@@ -113,7 +113,7 @@ def _opened(text: str, config: Callable[[], Any]) -> Architecture:
     try:
         found = read_architecture(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, KeyError):
-        from ftcli.models.architecture import measure
+        from ftcli.models.architectures.measure import measure
 
         if on_terminal():
             kind = json.loads(text).get("model_type")
@@ -137,7 +137,7 @@ class _Measuring:
 
     def __call__(self, way: Way) -> Measured:
         if self._measurer is None:
-            from ftcli.models.architecture import Measurer
+            from ftcli.models.architectures.measure import Measurer
 
             self._measurer = Measurer(self._config())
         found = self._measurer.way(way)
@@ -157,7 +157,7 @@ def _file_of(text: str) -> Path:
     return Path(caches, "ftcli", "architectures", f"{digest}.json")
 
 
-CODE = ("architecture.py", "saved_bytes.py")
+CODE = ("measure.py", "saved_bytes.py")
 
 
 def _keep(architecture: Architecture, file: Path) -> None:

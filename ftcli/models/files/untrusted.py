@@ -23,8 +23,8 @@ from transformers.utils import DummyObject
 
 from ftcli.errors import FtcliError, ModelError
 from ftcli.hub import hub_error, hub_file, hub_files
-from ftcli.models.base_files import INDEX, WHOLE, model_folder, refuse_pickles, shard_files
 from ftcli.models.device import is_out_of_memory
+from ftcli.models.files.base_files import INDEX, WHOLE, model_folder, refuse_pickles, shard_files
 
 # Keys of config.json that make transformers 5.24 read other files or change its own classes.
 REFUSED_KEYS = ("configuration_files", "transformers_weights", "fusion_config")

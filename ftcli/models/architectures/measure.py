@@ -46,10 +46,15 @@ from ftcli.memory.architecture import (
     Shared,
     Way,
 )
+from ftcli.models.architectures.saved_bytes import (
+    FusedAttention,
+    GroupedProduct,
+    LayerRun,
+    Recorder,
+)
+from ftcli.models.files.untrusted import opening
 from ftcli.models.load import mend_text_forward, model_class
-from ftcli.models.saved_bytes import FusedAttention, GroupedProduct, LayerRun, Recorder
 from ftcli.models.targets import CAST_TO_WEIGHT, read_weights
-from ftcli.models.untrusted import opening
 
 NAME = "ftcli_counted"
 # Tokens of the shortest row; linear attention works in chunks of at most 256.

@@ -1,0 +1,1 @@
+"""Architectures: found by name, or measured from a config."""

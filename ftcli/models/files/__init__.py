@@ -1,0 +1,1 @@
+"""Files of a base model: which there are, and what in them is refused."""
