@@ -28,8 +28,8 @@ KEPT_KEYS = 256
 # long over other numbers (measured), and oneDNN keeps 0.6 MB of code for each shape of a product.
 KEYS_ROUNDED = 16
 
-# Scores of eager attention take so many times the bytes that are counted on a CPU, where the casts of
-# CUDA's autocast are missing: fitted on published runs.
+# Scores of eager attention take so many times the bytes counted on a CPU, which lacks the casts of
+# CUDA's autocast: fitted on published runs.
 _EAGER_ON_CUDA = 1.6
 # Experts that run one after another hold this share of what all hold together (transformers before
 # 5, fitted on published runs).
