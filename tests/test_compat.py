@@ -106,3 +106,11 @@ def test_a_process_that_ends_runs_its_exit_functions_and_keeps_what_it_printed()
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert (ended.returncode, ended.stdout) == (3, "printed\nregistered\n")
+
+
+def test_fake_tensors_have_sizes_and_storages_that_stay_the_same_object() -> None:
+    """What ftcli.models.architectures counts by."""
+    with compat.fake_tensors():
+        made = torch.empty(3, 4, dtype=torch.bfloat16)
+        assert made.view(12).untyped_storage() is made.untyped_storage()
+    assert made.untyped_storage().nbytes() == 24

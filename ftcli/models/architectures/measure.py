@@ -7,7 +7,7 @@ forward and backward on a few lengths, and what autograd saves is counted.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import (
     CONFIG_MAPPING,
@@ -29,7 +28,7 @@ from transformers.initialization import no_init_weights
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from ftcli.compat import attention_name, attention_named
+from ftcli.compat import attention_name, attention_named, fake_tensors
 from ftcli.errors import ModelError
 from ftcli.kernels.expert_stacks import router_names
 from ftcli.kernels.experts import use_own_experts
@@ -106,7 +105,7 @@ def measure(config: PreTrainedConfig) -> Architecture:
 def _measured_on(config: PreTrainedConfig, *, whole: bool) -> Architecture:
     """Measured on one layer of each kind, or on the whole model."""
     kind = model_class(_as_measured(config))
-    with FakeTensorMode():
+    with fake_tensors():
         model = _build(kind, config, STRUCTURE)
         parameters = dict(model.named_parameters())
         stack = _stack(model)
@@ -156,7 +155,7 @@ def _measured_on(config: PreTrainedConfig, *, whole: bool) -> Architecture:
 
 
 def _build(kind: Any, config: PreTrainedConfig, way: Way) -> PreTrainedModel:
-    """The whole model; call it within a FakeTensorMode."""
+    """The whole model; call it within `fake_tensors`."""
     dtype = torch.float32 if way.weight_bytes == 4 else torch.bfloat16
     build = partial(kind.from_config, dtype=dtype)
     config = _as_measured(config)
@@ -470,7 +469,7 @@ class Measurer:
     def __init__(self, config: PreTrainedConfig) -> None:
         """Raises ModelError."""
         self._config, self._kind = config, model_class(_as_measured(config))
-        self._cuts: dict[tuple[int, bool], tuple[FakeTensorMode, _Cut]] = {}
+        self._cuts: dict[tuple[int, bool], tuple[AbstractContextManager[object], _Cut]] = {}
         self._runs: dict[tuple[Way, tuple[int, int]], Recorder] = {}
         self._whole = False
 
@@ -514,10 +513,10 @@ class Measurer:
         with mode:
             return cut.run(way, point)
 
-    def _cut(self, way: Way) -> tuple[FakeTensorMode, _Cut]:
+    def _cut(self, way: Way) -> tuple[AbstractContextManager[object], _Cut]:
         key = (way.weight_bytes, way.eager)
         if key not in self._cuts:
-            mode = FakeTensorMode()
+            mode = fake_tensors()
             with mode:
                 model = _build(self._kind, self._config, way)
                 stack = _stack(model)

@@ -75,7 +75,7 @@ class Recorder(TorchDispatchMode):
     def _track(self, tensor: Tensor, of_weights: bool) -> None:
         """Count a new storage; copies of weights as nothing, since no tokens change their size."""
         storage: Any = tensor.untyped_storage()
-        key = storage._cdata
+        key = id(storage)
         if key in self._sizes or key in self._weights:
             return
         self._sizes[key] = 0 if of_weights else storage.nbytes()
@@ -92,7 +92,7 @@ class Recorder(TorchDispatchMode):
 
     def storage_of(self, tensor: Tensor) -> int:
         """A number of the tensor's storage that no other has: memory addresses are used again."""
-        key = tensor.untyped_storage()._cdata
+        key = id(tensor.untyped_storage())
         return self._numbers.get(key, key)
 
     def pack(self, tensor: Tensor) -> Tensor:
