@@ -14,7 +14,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 import ftcli.models.methods
 from ftcli.config.recipe import Bottleneck, Full, Lora, Method, PrefixTuning, PromptTuning, Qlora
@@ -23,6 +23,7 @@ from ftcli.kernels.experts import use_own_experts
 from ftcli.kernels.lora import fuse_lora
 from ftcli.memory import Choices
 from ftcli.models.batches import Batch, of_tensors, packed
+from ftcli.models.load import mend_text_forward, model_class
 from ftcli.models.loss import _hidden
 from ftcli.models.methods import keep_four_bit_trainable, quantization
 from ftcli.models.text_forward import text_forward
@@ -52,14 +53,15 @@ def tiny_config(family: str, **changes: Any) -> dict[str, Any]:
     return {"model_type": family, **SIZES, **BY_FAMILY.get(family, {}), **changes}
 
 
-def build(config: dict[str, Any], choices: Choices) -> Any:
+def build(config: dict[str, Any] | PreTrainedConfig, choices: Choices) -> Any:
     """A model in training mode with its method attached."""
     dtype = torch.float32 if choices.weight_bytes == 4 else torch.bfloat16
-    model: Any = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(**config, pad_token_id=0),
-        dtype=dtype,
-        attn_implementation=choices.attention,
+    if isinstance(config, dict):
+        config = AutoConfig.for_model(**config, pad_token_id=0)
+    model: Any = model_class(config).from_config(
+        config, dtype=dtype, attn_implementation=choices.attention
     )
+    mend_text_forward(model)
     if choices.quantization is not None:
         model = quantised(model, choices)
     use_own_experts(model)  # as ftcli.models.load does

@@ -7,14 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from counting import SIZES, batch_of, build, kept_by_layers, packed_batch, rows, tiny_config
+from counting import (
+    EXPERTS,
+    SIZES,
+    batch_of,
+    build,
+    kept_by_layers,
+    packed_batch,
+    rows,
+    tiny_config,
+)
 
 from ftcli.memory import Choices
 from ftcli.memory.activations import KEPT_KEYS, last_norm_bytes, layers_bytes
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.static import forward_copies_bytes
-from ftcli.models.architectures.find import architecture_of
+from ftcli.models.architectures.find import architecture_of, architecture_of_config
 from ftcli.models.batches import Batch
+from tests.decoders import DECODERS, decoder_config
 from tests.training.planning import PROFILE
 
 FAMILIES = [
@@ -91,12 +101,13 @@ def expected_bytes(architecture: Architecture, choices: Choices) -> int:
     return kept + architecture.layers * torch.get_rng_state().numel() + 8 * choices.positions
 
 
-def deviation(config: dict[str, Any], choices: Choices, batch: Batch | None = None) -> float:
+def deviation(config: Any, choices: Choices, batch: Batch | None = None) -> float:
     """Formula / count − 1, with random ids or these."""
     torch.manual_seed(1)
     model = build(config, choices)
     counted = kept_by_layers(model, choices, batch_of(choices) if batch is None else batch)
-    return expected_bytes(architecture_of(config), choices) / counted - 1
+    known = architecture_of(config) if isinstance(config, dict) else architecture_of_config(config)
+    return expected_bytes(known, choices) / counted - 1
 
 
 def test_layers_keep_what_the_formula_says_in_every_method() -> None:
@@ -121,6 +132,34 @@ def test_layers_keep_what_the_formula_says_in_every_family(family: str) -> None:
         choices = replace(METHODS[mode], precision=precision, gradient_checkpointing=False)
         off = deviation(tiny_config(family), choices)
         assert abs(off) < 0.02, (mode, off)
+
+
+# Towers, recurrent layers, a state space, convolutions, latent attention, sinks.
+KINDS = ["gemma3", "qwen3_5", "lfm2", "deepseek_v3", "granitemoehybrid", "gpt_oss"]
+OTHERS: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "mamba", "attention", "mamba"],
+        "mamba_n_heads": 8,
+        "mamba_d_head": 32,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 64,
+        "shared_intermediate_size": 96,
+        **EXPERTS,
+    },
+    "gpt_oss": {**EXPERTS, "sliding_window": 64},
+}
+
+
+@pytest.mark.parametrize("tokens", [1024, pytest.param(8192, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_of_other_kinds_keep_what_was_measured(kind: str, tokens: int) -> None:
+    """Measured on rows of at most 512 tokens, and counted on long ones."""
+    config = decoder_config(kind) if kind in DECODERS else tiny_config(kind, **OTHERS[kind])
+    attention = "eager" if kind == "gpt_oss" else "sdpa"
+    for mode, rebuilt in (("lora", False), ("full", False), ("lora", True)):
+        choices = replace(METHODS[mode], seq_len=tokens, attention=attention)
+        off = deviation(config, replace(choices, gradient_checkpointing=rebuilt))
+        assert abs(off) < 0.03, (mode, rebuilt, off)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3_text", "phi3"])
