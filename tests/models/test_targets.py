@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ftcli.errors import FtcliError, ModelError
-from ftcli.models.load import model_class
+from ftcli.models.architectures.find import architecture_of_config
 from ftcli.models.methods import attach
-from ftcli.models.targets import cast_names
 from ftcli.training.checkpoint import load_weights
 from scripts.prove_type import tiny_config_of
 from tests.tiny_models import llama, lora
 
 
-def test_a_layer_to_whose_weight_s_type_inputs_are_cast_is_found() -> None:
-    """In 4 bits its weight is bytes, and so would be its inputs."""
-    config = tiny_config_of("deepseek_v32")
-    with torch.device("meta"):
-        model = model_class(config).from_config(config)
-    found = cast_names(model)
-    assert "model.layers.0.self_attn.indexer.weights_proj" in found
-    assert {name.rpartition(".")[2] for name in found} == {"weights_proj"}
+def test_a_layer_to_whose_weight_s_type_inputs_are_cast_stays_out_of_4_bits() -> None:
+    """Its weight would be bytes there, and so would its inputs be."""
+    found = architecture_of_config(tiny_config_of("deepseek_v32"))
+    indexer = "model.layers.0.self_attn.indexer.weights_proj"
+    assert indexer not in dict(found.linear_names()), "top-k passes no gradient on"
+    assert re.match(found.unquantised_pattern(), indexer)
+    assert not re.match(found.unquantised_pattern(), "model.layers.0.self_attn.o_proj")
 
 
 def test_a_model_without_linear_layers_takes_full_training_only() -> None:
