@@ -258,7 +258,7 @@ def run_record(folder: Path) -> RunRecord:
             high_bytes=1_800_000_000,
             estimated_reserved_bytes=1_768_000_000,
             resident_bytes=1_822_000_000,
-            shape={},
+            model="smollm2-135m",
             choices={},
         ),
         result=TrainingResult(

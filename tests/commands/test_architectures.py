@@ -129,36 +129,30 @@ def test_what_recipe_and_model_prove_is_refused_before_any_row_is_read(
         assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
-@pytest.mark.parametrize("mode", ["full", "lora"])
-def test_gpt2_is_refused_before_any_work(
-    mode: str,
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_gpt2_is_trained_whole_and_takes_no_adapter(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its projections are Conv1D, whose shapes ftcli does not know."""
+    """Its projections are Conv1D: a refusal before any row is read."""
     keys = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
-    model = save_tiny_model(tmp_path / "model", "gpt2", **keys)
-    recipe = write_recipe(model={"id": str(model)}, method=METHODS[mode])
-    assert run(["train", str(recipe)]) == 1
-    error = capsys.readouterr().err
-    assert "model_type 'gpt2' is not one whose layers ftcli knows; it knows llama" in error
-    assert not list((tmp_path / "runs").glob("*"))
+    model = {"id": str(save_tiny_model(tmp_path / "model", "gpt2", **keys))}
+    assert run(["train", str(write_recipe(model=model, method=METHODS["lora"]))]) == 2
+    assert "model has no linear layers that an adapter could follow" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.arrow"))
+    training = {"max_steps": 2, "batch_size": 4}
+    recipe = write_recipe(model=model, method=METHODS["full"], training=training)
+    assert run(["train", str(recipe)]) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mode", ["lora", "prefix-tuning"])
-def test_a_mixture_of_experts_takes_full_training_only(
-    mode: str,
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_a_mixture_of_experts_takes_adapters(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = save_tiny_model(tmp_path / "moe", "mixtral", num_local_experts=4, num_experts_per_tok=2)
-    recipe = write_recipe(model={"id": str(model)}, method={"mode": mode})
-    assert run(["train", str(recipe)]) == 2
-    error = capsys.readouterr().err
-    assert "mixture of experts" in error and "method.mode: full" in error
-    assert not list(tmp_path.rglob("*.arrow"))
+    training = {"max_steps": 2, "batch_size": 4}
+    for command in ("estimate-vram", "train"):
+        recipe = write_recipe(model={"id": str(model)}, method={"mode": "lora"}, training=training)
+        assert run([command, str(recipe), "--json"]) == 0, capsys.readouterr().err
+        found = json.loads(capsys.readouterr().out)
+        assert found["trainable_parameters"] == 2 * 16 * (64 + 64 + 2 * (64 + 32) + 64 + 64)
 
 
 def test_layers_that_hold_one_weight_are_refused_before_the_first_step(
