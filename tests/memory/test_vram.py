@@ -40,9 +40,9 @@ choices_of_any_kind = st.builds(
     label_share=st.floats(0.01, 1),
     stack=st.sampled_from([Stack(), Stack(trl_head=True)]),
 ).filter(lambda choices: choices.layers is None or "layers.3" not in str(choices.rank_pattern))
-shapes = st.sampled_from(
-    ["7b", "qwen2.5-7b", "qwen3-0.6b", "gemma-2-2b", "phi-3-mini", "mixtral-8x7b", "smollm2-135m"]
-).map(lambda name: find_architecture(name))
+shapes = st.sampled_from(["qwen2.5-7b", "gemma-2-2b", "mixtral-8x7b"]).map(
+    lambda name: find_architecture(name)
+)
 
 
 def assume_possible(architecture: Architecture, choices: Choices) -> None:
