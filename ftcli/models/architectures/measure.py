@@ -79,7 +79,18 @@ def config_of(values: Mapping[str, Any]) -> PreTrainedConfig:
             "newer one (pip install --upgrade transformers), or choose another model",
         )
     with opening(str(kind), "config.json"):
-        return CONFIG_MAPPING[str(kind)].from_dict(dict(values))
+        return CONFIG_MAPPING[str(kind)].from_dict(_with_floats(dict(values)))
+
+
+def _with_floats(value: Any) -> Any:
+    """transformers writes an infinity as {"__float__": "Infinity"}."""
+    if isinstance(value, list):
+        return [_with_floats(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"}:
+        return float(value["__float__"])
+    return {key: _with_floats(each) for key, each in value.items()}
 
 
 def _as_measured(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -393,10 +404,12 @@ def _counted_attention(
         q_length: int,
         kv_length: int,
         local_size: int | None = None,
+        allow_is_causal_skip: bool = True,
         device: Any = None,
         **_: Any,
     ) -> Tensor | None:
-        if not (way.masked or (windows and local_size is not None)):
+        wanted = way.masked or (windows and local_size is not None)
+        if allow_is_causal_skip and not wanted:
             return None
         made = torch.zeros(batch_size, 1, q_length, kv_length, dtype=torch.bool, device=device)
         masks[recorder.storage_of(made)] = local_size
