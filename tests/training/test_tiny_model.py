@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftcli.config.recipe import Recipe
+from ftcli.memory.adapted import last_names
 from ftcli.models.architectures.find import architecture_of
 from ftcli.training.smoke.tiny_config import (
     HEADS,
@@ -81,13 +82,15 @@ def test_a_tiny_model_of_every_type_has_the_names_of_the_original(family: str, t
     tiny_one = tiny(original)
     assert names(skeleton(tiny_one)) == names(skeleton(original))
     ours, theirs = (architecture_of(values) for values in (tiny_one, original))
-    assert list(ours.linear_modules()) == list(theirs.linear_modules())
-    for name in ("vocab", "tied", "model_type", "head", "qk_norm", "sliding_window"):
+    assert last_names(ours) == last_names(theirs)
+    for name in ("vocab", "tied", "model_type", "head", "attention"):
         assert getattr(ours, name) == getattr(theirs, name), name
-    assert (ours.layers, ours.hidden, ours.heads) == (LAYERS, HIDDEN, HEADS)
-    assert (ours.windowed_layers > 0) == (theirs.windowed_layers > 0)
-    assert (ours.windowed_layers < ours.layers) == (theirs.windowed_layers < theirs.layers)
-    assert (ours.kv_heads == ours.heads) == (theirs.kv_heads == theirs.heads)
+    (attention,), *_ = (kind.attention for kind in ours.kinds)
+    (original_attention,), *_ = (kind.attention for kind in theirs.kinds)
+    assert (ours.layers, ours.hidden, attention.heads) == (LAYERS, HIDDEN, HEADS)
+    assert {kind.window for kind in ours.kinds} == {kind.window for kind in theirs.kinds}
+    alone = [each.kv_heads == each.heads for each in (attention, original_attention)]
+    assert alone[0] == alone[1]
     count = sum(parameter.numel() for parameter in skeleton(tiny_one).parameters())
     assert count == ours.parameters
     for key in ("max_position_embeddings", "rope_parameters"):
