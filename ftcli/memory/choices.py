@@ -253,11 +253,9 @@ class Choices:
         short = kind is not None and kind.window is not None and kind.window <= self.keys
         fused = self.attention == "sdpa" and not self.packed_rows
         wide = self.residual_bytes == 4 and self.autocast
-        # Frozen 16-bit weights compute in 16 bits with autocast and without.
-        narrow = self.residual_bytes == 2 and self.mode != "full"
         return Way(
             weight_bytes=4 if self.residual_bytes == 4 else 2,
-            autocast=self.autocast or narrow,
+            autocast=self.autocast,
             quantised=wide and (self.kbit or self.quantization == "nf4"),
             eager=self.attention == "eager" and not self.packed_rows,
             masked=fused and (self.mask or short),
