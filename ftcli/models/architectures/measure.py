@@ -23,6 +23,7 @@ from transformers import (
     AttentionMaskInterface,
     PreTrainedConfig,
     PreTrainedModel,
+    masking_utils,
 )
 from transformers.initialization import no_init_weights
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -391,6 +392,10 @@ def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
     return list(found.values())
 
 
+def _not_packed(*_: Any) -> None:
+    return None
+
+
 @contextmanager
 def _counted_attention(
     model: PreTrainedModel, recorder: Recorder, way: Way, windows: bool
@@ -435,12 +440,16 @@ def _counted_attention(
     function: Any = F
     own, function.scaled_dot_product_attention = function.scaled_dot_product_attention, sdpa
     ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = mask
+    # Whether rows are packed is read from the values of positions, which fake tensors lack.
+    packed: Any = masking_utils
+    find, packed.find_packed_sequence_indices = packed.find_packed_sequence_indices, _not_packed
     eager = attention_name(model) == "eager"
     try:
         with attention_named(model, NAME) if eager else nullcontext():
             yield
     finally:
         function.scaled_dot_product_attention = own
+        packed.find_packed_sequence_indices = find
         del ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 
 
