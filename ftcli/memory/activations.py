@@ -194,9 +194,14 @@ def _attention_change(kind: LayerKind, choices: Choices) -> float:
     for call in kind.attention:
         grouped = call.kv_heads < call.heads
         repeated = each * (call.heads - call.kv_heads) * (call.key_width + call.value_width)
-        # The output projection keeps its input where it is trained.
-        kept = 0 if choices.mode == "full" else each * call.heads * call.value_width
-        output = kept + 4 * call.heads
+        # The output projection keeps its input where it is trained; with fused queries (Phi-3) that
+        # is a copy of the kernel's output.
+        fused = kind.linear[0].outputs > call.heads * call.key_width
+        kept = choices.mode == "full" and not fused
+        output = (0 if kept else each * call.heads * call.value_width) + 4 * call.heads
+        if choices.mode == "prefix-tuning" and fused and not grouped:
+            # Joined to the prefix, values are no view that keeps the whole q, k, v tensor.
+            change -= each * (call.heads + call.kv_heads) * call.key_width
         if choices.own_attention:
             # A softcap's derivative needs the scores, which are computed again.
             keys = 0 if call.capped else _kept_keys(choices)
