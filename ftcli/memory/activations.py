@@ -31,7 +31,7 @@ KEYS_ROUNDED = 16
 # Scores of eager attention take so many times the bytes counted on a CPU, which lacks the casts of
 # CUDA's autocast: fitted on published runs.
 _EAGER_ON_CUDA = 1.6
-# Experts that run one after another hold this share of what all hold together (transformers before
+# Experts that run one after another take this share of what they take together (transformers before
 # 5, fitted on published runs).
 _EXPERT_AFTER_EXPERT = 0.35
 

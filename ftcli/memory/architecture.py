@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
+from ftcli.errors import ModelError
+
 Head = Literal["plain", "scaled", "softcapped"]
 """What follows the head's product: nothing, a factor (Granite), or a tanh (Gemma 2)."""
 
@@ -307,12 +309,15 @@ class Architecture:
         return rf"(?!(?:{'|'.join(kinds)})$).+$" if kinds else ".+"
 
     def saved(self, way: Way) -> Measured:
-        """What is saved in one way; measured now if it was not before."""
+        """What is saved in one way; measured now if it was not before.
+
+        Raises ModelError for a way of a known model that is not shipped, where nothing measures it.
+        """
         for found in self.ways:
             if found.way == way:
                 return found
         if self.measure is None:
-            raise AssertionError(f"{self.name or self.model_type}: {way} was not measured")
+            raise ModelError("not_measured", f"{self.name or self.model_type}: {way}")
         measured = self.measure(way)
         self.ways.append(measured)
         return measured

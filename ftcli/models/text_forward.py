@@ -42,7 +42,7 @@ class TextForward:
 
 _KNOWN: WeakKeyDictionary[nn.Module, TextForward] = WeakKeyDictionary()
 # Outputs given to the head's place. What follows is linear at SMALL; a softcap is flat at LARGE,
-# which fp16 can hold.
+# which is in the range of fp16.
 SMALL, LARGE = 2.0**-10, 2.0**14
 
 
@@ -111,12 +111,6 @@ def head_input(network: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
 def read_at_head(network: PreTrainedModel) -> None:
     """Have `head_input` run the whole model, for a backbone that does something else by itself."""
     _KNOWN[network] = replace(text_forward(network), backbone=None, hidden_scale=1.0)
-
-
-def idle_names(network: PreTrainedModel) -> tuple[str, ...]:
-    """Names of a loaded base's idle modules; none for a model that was not measured."""
-    known = _KNOWN.get(network)
-    return () if known is None else known.idle
 
 
 def idle_modules(model: PreTrainedModel) -> list[nn.Module]:

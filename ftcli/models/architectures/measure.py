@@ -65,8 +65,9 @@ POINTS = ((1, 1), (1, 2), (2, 1), (2, 2))
 LONG = ((1, 8), (1, 16))
 
 STRUCTURE = Way(2, True, quantised=False, eager=False, masked=False, trained=False)
-# Keys of a config that say how much is dropped: of attention weights, and of hidden states (Phi-3).
+# Rotations whose angles depend on the longest row (transformers 5.24, modeling_rope_utils.py).
 STRETCHED = ("dynamic", "longrope")
+# Keys of a config that say how much is dropped: of attention weights, and of hidden states (Phi-3).
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
 
 
@@ -271,7 +272,7 @@ def _is_linear(module: nn.Linear) -> bool:
     read = torch.randn(1, 2, module.in_features)
     try:
         found = torch.func.functional_call(module, real, (read,))
-    except Exception:  # noqa: BLE001 - a forward of any kind, called as Linear's
+    except (RuntimeError, TypeError, ValueError, AttributeError):  # takes or gives something else
         return False
     wanted = F.linear(read, real["weight"], real.get("bias"))
     return isinstance(found, Tensor) and torch.allclose(found, wanted, rtol=1e-3, atol=1e-3)
@@ -480,9 +481,11 @@ def _quantised_types(layers: Sequence[nn.Module]) -> Iterator[None]:
         for module in layer.modules()
         if isinstance(module, nn.Linear)
     ]
-    yield
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Measurer:
