@@ -15,7 +15,8 @@ from typing import Literal
 from ftcli.errors import ModelError
 from ftcli.memory.architecture import Way, write_architecture
 from ftcli.memory.known_models import MEASURED, known_configs
-from ftcli.models.architectures.measure import Measurer, config_of, measure
+from ftcli.models.architectures.measure import config_of, measure
+from ftcli.models.architectures.ways import Measurer
 
 # (bytes of a weight, autocast, every weight trained): mixed and pure bf16, and fp32.
 COMPUTING: tuple[tuple[Literal[2, 4], bool, bool], ...] = (

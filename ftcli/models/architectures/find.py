@@ -36,7 +36,7 @@ from ftcli.runs.atomic import write_text
 from ftcli.shell import shown_source
 
 if TYPE_CHECKING:
-    from ftcli.models.architectures.measure import Measurer
+    from ftcli.models.architectures.ways import Measurer
 
 # Keys of config.json that change nothing here.
 IGNORED = ("_name_or_path", "transformers_version", "eos_token_id", "bos_token_id", "pad_token_id")
@@ -137,7 +137,7 @@ class _Measuring:
 
     def __call__(self, way: Way) -> Measured:
         if self._measurer is None:
-            from ftcli.models.architectures.measure import Measurer
+            from ftcli.models.architectures.ways import Measurer
 
             self._measurer = Measurer(self._config())
         found = self._measurer.way(way)
@@ -157,7 +157,7 @@ def _file_of(text: str) -> Path:
     return Path(caches, "ftcli", "architectures", f"{digest}.json")
 
 
-CODE = ("measure.py", "saved_bytes.py")
+CODE = ("cut_model.py", "measure.py", "saved_bytes.py", "ways.py")
 
 
 def _keep(architecture: Architecture, file: Path) -> None:

@@ -1,0 +1,145 @@
+"""What the layers of a model save for backward in one way of computing: passes of several lengths,
+and the terms that fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import (
+    PreTrainedConfig,
+)
+
+from ftcli.compat import fake_tensors
+from ftcli.memory.architecture import (
+    Bytes,
+    Measured,
+    Saved,
+    Shared,
+    Way,
+)
+from ftcli.models.architectures.cut_model import (
+    TOKENS,
+    CutModel,
+    alike_layers,
+    as_measured,
+    build_model,
+    stack_of,
+)
+from ftcli.models.architectures.saved_bytes import (
+    LayerRun,
+    Recorder,
+)
+from ftcli.models.files.untrusted import opening
+from ftcli.models.load import model_class
+
+# (rows, multiple of TOKENS): as many as the terms of the fit.
+POINTS = ((1, 1), (1, 2), (2, 1), (2, 2))
+# Long enough that the scores of written-out attention outweigh all else in a layer's backward pass.
+LONG = ((1, 8), (1, 16))
+
+
+class Measurer:
+    """Measures ways of computing; keeps the models that it builds."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        """Raises ModelError."""
+        self._config, self._kind = config, model_class(as_measured(config))
+        self._cuts: dict[tuple[int, bool], tuple[AbstractContextManager[object], CutModel]] = {}
+        self._runs: dict[tuple[Way, tuple[int, int]], Recorder] = {}
+        self._whole = False
+
+    def way(self, way: Way) -> Measured:
+        """What the layers of each kind save in one way."""
+        runs = [self._run(way, point) for point in POINTS]
+        passing = replace(way, trained=False)
+        peaks = [POINTS[0], *(LONG if way.eager or way.masked else ())]
+        alone = [self._run(passing, point) for point in peaks]
+        return Measured(
+            way=way,
+            kinds=tuple(
+                _saved(
+                    [run.layers[place] for run in runs],
+                    runs[-1].saved,
+                    [run.layers[place].temporaries for run in alone],
+                )
+                for place in self._cut(way)[1].places
+            ),
+            shared_saved=_shared([run.shared_saved for run in runs]),
+            shared_passed=_shared([run.shared_passed for run in runs]),
+            last_norm=_fit([run.last_norm for run in runs]),
+        )
+
+    def _run(self, way: Way, point: tuple[int, int]) -> Recorder:
+        if (way, point) not in self._runs:
+            with opening(self._config.model_type, "architecture"):
+                try:
+                    found = self._run_once(way, point)
+                except (RuntimeError, ValueError, IndexError):  # as in `measure`
+                    if self._whole:
+                        raise
+                    self._whole = True
+                    self._cuts.clear()
+                    found = self._run_once(way, point)
+            self._runs[way, point] = found
+        return self._runs[way, point]
+
+    def _run_once(self, way: Way, point: tuple[int, int]) -> Recorder:
+        mode, cut = self._cut(way)
+        with mode:
+            return cut.run(way, point)
+
+    def _cut(self, way: Way) -> tuple[AbstractContextManager[object], CutModel]:
+        key = (way.weight_bytes, way.eager)
+        if key not in self._cuts:
+            mode = fake_tensors()
+            with mode:
+                model = build_model(self._kind, self._config, way)
+                stack = stack_of(model)
+                cut = CutModel(model, stack, alike_layers(model, stack), whole=self._whole)
+            self._cuts[key] = mode, cut
+        return self._cuts[key]
+
+
+def _saved(runs: Sequence[LayerRun], saved: set[int], temporaries: Sequence[int]) -> Saved:
+    last = runs[-1]
+    order = {storage: number for number, storage in enumerate(dict.fromkeys(last.linear.values()))}
+    return Saved(
+        kept=_fit([run.kept for run in runs]),
+        norms=_fit([run.norms for run in runs]),
+        before=tuple((name, _fit([run.before[name] for run in runs])) for name in last.before),
+        inputs=tuple(number for storage, number in order.items() if storage in saved),
+        temporaries=_largest(*temporaries),
+    )
+
+
+def _largest(short: int, *long: int) -> tuple[Bytes, ...]:
+    """Of a short row, and the line through two long ones: the scores outweigh the rest there."""
+    found = Bytes(round(short / TOKENS, 3))
+    if not long:
+        return (found,)
+    tokens = [multiple * TOKENS for _, multiple in LONG]
+    near, far = (peak / each for peak, each in zip(long, tokens, strict=True))
+    per_pair = (far - near) / (tokens[1] - tokens[0])
+    return found, Bytes(round(near - per_pair * tokens[0], 3), round(per_pair, 3))
+
+
+def _terms(found: Sequence[int]) -> list[float]:
+    """Coefficients of 1, s, b·s and b·s²."""
+    rows = [[1.0, s * TOKENS, b * s * TOKENS, b * (s * TOKENS) ** 2] for b, s in POINTS]
+    solved: Tensor = torch.linalg.solve(
+        torch.tensor(rows, dtype=torch.float64), torch.tensor(found, dtype=torch.float64)
+    )
+    return [round(each, 3) for each in solved.tolist()]
+
+
+def _fit(found: Sequence[int]) -> Bytes:
+    _, _, per_token, per_pair = _terms(found)
+    return Bytes(per_token, per_pair)
+
+
+def _shared(found: Sequence[int]) -> Shared:
+    return Shared(*_terms(found)[1:])
