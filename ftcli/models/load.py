@@ -184,13 +184,9 @@ def load_base(
     extra: dict[str, Any] = {"config": config} if dequantised else {}
     stacks: Mapping[str, Sequence[int]] = {}
     if quantization is not None and not dequantised:
-        architecture = architecture_of_config(config)
-        quantization = deepcopy(quantization)
-        skipped = quantization.llm_int8_skip_modules or ()
-        quantization.llm_int8_skip_modules = [*skipped, architecture.unquantised_pattern()]
-        extra["quantization_config"] = quantization
+        extra["quantization_config"] = _of_measured_layers(quantization, config)
         extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to the GPU
-        stacks = architecture.expert_sizes()
+        stacks = architecture_of_config(config).expert_sizes()
     if device.type == "cuda" and (quantization is None or not dequantised):
         extra["device_map"] = {"": device}  # what is dequantised would take 16 bits there
     has_towers = config.get_text_config(decoder=True) is not config
@@ -227,6 +223,16 @@ def load_base(
     if read_as != dtype:
         _cast(base, read_as, dtype)
     return base
+
+
+def _of_measured_layers(
+    quantization: BitsAndBytesConfig, config: PreTrainedConfig
+) -> BitsAndBytesConfig:
+    """The same, for the linear layers that text reaches: no tower, no head."""
+    found = deepcopy(quantization)
+    pattern = architecture_of_config(config).unquantised_pattern()
+    found.llm_int8_skip_modules = [*(quantization.llm_int8_skip_modules or ()), pattern]
+    return found
 
 
 @contextmanager

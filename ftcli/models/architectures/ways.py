@@ -137,8 +137,13 @@ def _terms(found: Sequence[int]) -> list[float]:
 
 
 def _fit(found: Sequence[int]) -> Bytes:
-    _, _, per_token, per_pair = _terms(found)
-    return Bytes(per_token, per_pair)
+    """The larger of one row's terms and several rows': heads of one row may be views of a fused
+    tensor, which is kept whole, and those of several are copies (Phi-3's values)."""
+    fits = []
+    for rows, (near, far) in ((1, found[:2]), (2, found[2:])):
+        short, long = near / (rows * TOKENS), far / (2 * rows * TOKENS)
+        fits.append(Bytes(round(2 * short - long, 3), round((long - short) / TOKENS, 3)))
+    return max(fits, key=lambda fit: fit.of(1, 2 * TOKENS))
 
 
 def _shared(found: Sequence[int]) -> Shared:

@@ -118,9 +118,8 @@ def make_plan(
         recipe, choices, hardware
     )
     packing, reasons["training.packing"] = choose_packing(recipe, padded, choices.tokens)
-    common_tokens = fitted.common_tokens
     optimizations, whys = _optimizations(
-        recipe, architecture, hardware, choices, packing, common_tokens
+        recipe, architecture, hardware, choices, packing, fitted.common_tokens
     )
     reasons |= whys
     reasons["training.gradient_checkpointing"] = why_checkpointing(recipe, choices)
