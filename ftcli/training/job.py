@@ -40,6 +40,8 @@ class BaseModel:
     architecture: Architecture
     renderer: Renderer
     hardware: Hardware
+    note: str | None = None
+    """What loading does to its files, for the plan."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,15 @@ def open_model(recipe: Recipe) -> BaseModel:
 
     from ftcli.kernels.cpu import tune_cpu
     from ftcli.models.device import hardware_for
-    from ftcli.models.load import load_renderer
+    from ftcli.models.files.quantized_files import dequantised_note
+    from ftcli.models.load import load_renderer, open_config
 
     hardware = hardware_for(recipe)
     require_machine(recipe, architecture, hardware)
     tune_cpu(hardware)
-    return BaseModel(source, model.revision, architecture, load_renderer(recipe, source), hardware)
+    renderer = load_renderer(recipe, source)
+    note = dequantised_note(open_config(source, model.revision), architecture.parameters)
+    return BaseModel(source, model.revision, architecture, renderer, hardware, note)
 
 
 def require_trackers(recipe: Recipe) -> None:

@@ -121,6 +121,15 @@ def test_the_plan_names_the_memory(tmp_path: Path) -> None:
     assert dequantised_note(open_config(str(save_tiny_model(tmp_path / "plain")), None), 1) is None
 
 
+def test_a_dry_run_says_that_files_are_dequantised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_fp8(tmp_path / "base")
+    assert run(["train", str(recipe_of(tmp_path, "lora")), "--dry-run"]) == 0
+    assert "note: the files are quantised by fp8 and are dequantised" in capsys.readouterr().err
+
+
 def test_a_format_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "base")
     quantised(folder, load_file(folder / "model.safetensors"), quant_method="gptq", bits=4)

@@ -230,6 +230,8 @@ def prepare_rows(
         before = load_dataset(run.data)
     except FtcliError:  # `prepare` reports it
         before = None
+    if model.note is not None:
+        reporter.note(f"note: {model.note}")
     dataset = prepare(loaded.recipe, model.renderer, run.data, reporter)
     require_ends(run.data, dataset, model.renderer)
     # An earlier command has printed the warning for the same rows.

@@ -109,7 +109,6 @@ def make_plan(
         reasons["model.attention"] += "; packed rows use their own"
     unshared = padded is not None or why_not_shared(recipe) is not None
     fitted = replace(rows, common_tokens=0) if unshared else rows
-
     base = _open_choices(recipe, architecture, rows, hardware, precision, attention)
     choices, estimate = fit_memory(recipe, architecture, fitted, hardware, base)
     reasons["training.optimizer"] = why_optimizer(recipe, hardware, choices)
@@ -129,8 +128,7 @@ def make_plan(
     if rows.replayed_rows:
         reasons["rows.replayed_rows"] = rows.in_words
     if recipe.training.l2_sp:
-        why = why_l2_sp(recipe, precision, estimate.breakdown["l2_sp"])
-        reasons["training.l2_sp"] = why
+        reasons["training.l2_sp"] = why_l2_sp(recipe, precision, estimate.breakdown["l2_sp"])
     training = {
         "precision": precision,
         "optimizer": choices.optimizer,
