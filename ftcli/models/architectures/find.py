@@ -108,19 +108,33 @@ def _config_of(values: Mapping[str, Any]) -> Any:
 
 
 def _opened(text: str, config: Callable[[], Any]) -> Architecture:
-    """From the cache, or measured and put there."""
+    """From the cache; or measured, and put there for this text and for transformers' form of it."""
     file = _file_of(text)
-    try:
-        found = read_architecture(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError):
-        from ftcli.models.architectures.measure import measure
-
-        if on_terminal():
-            kind = json.loads(text).get("model_type")
-            print_message(f"Measuring the layers of {kind}, once for this config", style="dim")
-        found = measure(config())
-        _keep(found, file)
+    found = _read(file)
+    if found is None:
+        made = config()
+        normal = _normal(made)
+        found = _of_configs.get(normal) or _read(_file_of(normal)) or _measured(made)
+        _of_configs.setdefault(normal, found)
+        for each in {file, _file_of(normal)}:
+            _keep(found, each)
     return replace(found, measure=_Measuring(config, file, found))
+
+
+def _read(file: Path) -> Architecture | None:
+    try:
+        return read_architecture(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _measured(config: Any) -> Architecture:
+    from ftcli.models.architectures.measure import measure
+
+    if on_terminal():
+        kind = config.model_type
+        print_message(f"Measuring the layers of {kind}, once for this config", style="dim")
+    return measure(config)
 
 
 class _Measuring:
@@ -157,7 +171,8 @@ def _file_of(text: str) -> Path:
     return Path(caches, "ftcli", "architectures", f"{digest}.json")
 
 
-CODE = ("cut_model.py", "measure.py", "saved_bytes.py", "ways.py")
+# What a measurement depends on: its own code, and the forward of experts.
+CODE = ("cut_model.py", "measure.py", "saved_bytes.py", "ways.py", "../../kernels/experts.py")
 
 
 def _keep(architecture: Architecture, file: Path) -> None:
