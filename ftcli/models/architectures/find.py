@@ -110,15 +110,17 @@ def _config_of(values: Mapping[str, Any]) -> Any:
 def _opened(text: str, config: Callable[[], Any]) -> Architecture:
     """From the cache; or measured, and put there for this text and for transformers' form of it."""
     file = _file_of(text)
-    found = _read(file)
-    if found is None:
-        made = config()
-        normal = _normal(made)
-        found = _of_configs.get(normal) or _read(_file_of(normal)) or _measured(made)
-        _of_configs.setdefault(normal, found)
-        for each in {file, _file_of(normal)}:
-            _keep(found, each)
-    return replace(found, measure=_Measuring(config, file, found))
+    if (found := _read(file)) is not None:
+        return replace(found, measure=_Measuring(config, file, found))
+    made = config()
+    normal = _normal(made)
+    if normal in _of_configs:
+        return _of_configs[normal]
+    found = _read(_file_of(normal)) or _measured(made)
+    for each in {file, _file_of(normal)}:
+        _keep(found, each)
+    _of_configs[normal] = replace(found, measure=_Measuring(config, file, found))
+    return _of_configs[normal]
 
 
 def _read(file: Path) -> Architecture | None:
