@@ -165,7 +165,7 @@ class _Measuring:
 def _file_of(text: str) -> Path:
     values = json.loads(text)
     own = {key: value for key, value in values.items() if key not in IGNORED}
-    code = (Path(__file__).with_name(name).read_bytes() for name in CODE)
+    code = (Path(__file__).parent.joinpath(name).read_bytes() for name in CODE)
     parts = [json.dumps(own, sort_keys=True).encode(), *code]
     parts += [version(library).encode() for library in LIBRARIES]
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
