@@ -48,24 +48,24 @@ def measured(values: dict[str, object]) -> str:
 
 
 def main(wanted: list[str]) -> None:
+    """Measure what is not there yet, and the hub ids that are asked for."""
+    by_config: dict[str, list[str]] = {}
+    for hub_id, values in known_configs().items():
+        by_config.setdefault(json.dumps(values, sort_keys=True), []).append(hub_id)
     lines = MEASURED.read_text(encoding="utf-8").splitlines() if MEASURED.is_file() else []
     there = dict(line.split("\t", 1) for line in lines)
-    by_config: dict[str, str] = {}
-    configs = known_configs()
-    for hub_id, values in configs.items():
-        key = json.dumps(values, sort_keys=True)
-        if hub_id in there and hub_id not in wanted:
-            by_config.setdefault(key, there[hub_id])
+    for key, hub_ids in by_config.items():
+        name = " ".join(hub_ids)
+        if name in there and not {*hub_ids} & {*wanted}:
             continue
-        if key not in by_config:
-            print(hub_id, flush=True)
-            try:
-                by_config[key] = measured(values)
-            except ModelError as error:  # a class that needs a package
-                print(f"left out: {error}", flush=True)
-                continue
-        there[hub_id] = by_config[key]
-        text = "".join(f"{each}\t{there[each]}\n" for each in configs if each in there)
+        print(name, flush=True)
+        try:
+            there[name] = measured(json.loads(key))
+        except ModelError as error:  # a class that needs a package
+            print(f"left out: {error}", flush=True)
+            continue
+        names = [" ".join(each) for each in by_config.values()]
+        text = "".join(f"{each}\t{there[each]}\n" for each in names if each in there)
         MEASURED.write_text(text, encoding="utf-8")
 
 

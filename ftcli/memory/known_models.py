@@ -95,9 +95,11 @@ def known_configs() -> dict[str, dict[str, object]]:
 
 @cache
 def _measured_models() -> dict[str, str]:
-    """Hub id → an Architecture as JSON; made by scripts/measure_models.py."""
+    """Hub id → an Architecture as JSON; a line has all hub ids of one config, and is made by
+    scripts/measure_models.py."""
     lines = MEASURED.read_text(encoding="utf-8").splitlines() if MEASURED.is_file() else []
-    return dict(line.split("\t", 1) for line in lines)
+    models = (line.split("\t", 1) for line in lines)
+    return {hub_id: text for hub_ids, text in models for hub_id in hub_ids.split(" ")}
 
 
 def _missing(local: Path) -> ModelError:

@@ -13,7 +13,7 @@ from ftcli.errors import FtcliError, ModelError
 from ftcli.models.architectures.find import architecture_of_config
 from ftcli.models.methods import attach
 from ftcli.training.checkpoint import load_weights
-from scripts.prove_type import tiny_config_of
+from scripts.tiny_jobs import tiny_config_of
 from tests.tiny_models import llama, lora
 
 

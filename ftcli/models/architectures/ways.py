@@ -118,13 +118,13 @@ def _saved(runs: Sequence[LayerRun], saved: set[int], temporaries: Sequence[int]
 
 def _largest(short: int, *long: int) -> tuple[Bytes, ...]:
     """Of a short row, and the line through two long ones: the scores outweigh the rest there."""
-    found = Bytes(round(short / TOKENS, 3))
+    found = Bytes(_short(short / TOKENS), 0)
     if not long:
         return (found,)
     tokens = [multiple * TOKENS for _, multiple in LONG]
     near, far = (peak / each for peak, each in zip(long, tokens, strict=True))
     per_pair = (far - near) / (tokens[1] - tokens[0])
-    return found, Bytes(round(near - per_pair * tokens[0], 3), round(per_pair, 3))
+    return found, Bytes(_short(near - per_pair * tokens[0]), _short(per_pair))
 
 
 def _terms(found: Sequence[int]) -> list[float]:
@@ -133,7 +133,13 @@ def _terms(found: Sequence[int]) -> list[float]:
     solved: Tensor = torch.linalg.solve(
         torch.tensor(rows, dtype=torch.float64), torch.tensor(found, dtype=torch.float64)
     )
-    return [round(each, 3) for each in solved.tolist()]
+    return [_short(each) for each in solved.tolist()]
+
+
+def _short(number: float) -> float:
+    """Rounded, and whole where it is: 12 instead of 12.0 in a file."""
+    found = round(number, 3)
+    return int(found) if found == int(found) else found
 
 
 def _fit(found: Sequence[int]) -> Bytes:
@@ -142,7 +148,7 @@ def _fit(found: Sequence[int]) -> Bytes:
     fits = []
     for rows, (near, far) in ((1, found[:2]), (2, found[2:])):
         short, long = near / (rows * TOKENS), far / (2 * rows * TOKENS)
-        fits.append(Bytes(round(2 * short - long, 3), round((long - short) / TOKENS, 3)))
+        fits.append(Bytes(_short(2 * short - long), _short((long - short) / TOKENS)))
     return max(fits, key=lambda fit: fit.of(1, 2 * TOKENS))
 
 
