@@ -196,7 +196,8 @@ def _attention_change(kind: LayerKind, choices: Choices) -> float:
         repeated = each * (call.heads - call.kv_heads) * (call.key_width + call.value_width)
         # The output projection keeps its input where it is trained; with fused queries (Phi-3) that
         # is a copy of the kernel's output.
-        fused = kind.linear[0].outputs > call.heads * call.key_width
+        first = kind.linear[0].outputs if kind.linear else 0
+        fused = first > call.heads * call.key_width
         kept = choices.mode == "full" and not fused
         output = (0 if kept else each * call.heads * call.value_width) + 4 * call.heads
         if choices.mode == "prefix-tuning" and fused and not grouped:

@@ -147,6 +147,7 @@ def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
         return found[:, -batch.input_ids.shape[1] :]
     assert not virtual_tokens(model)
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.positions, "use_cache": False}
+    text_forward(network)  # measured with the model's own attention, before ours is set
     with packed_attention(model):
         return head_input(network, inputs | {"layout": batch.layout})
 

@@ -112,15 +112,17 @@ def _opened(text: str, config: Callable[[], Any]) -> Architecture:
     file = _file_of(text)
     if (found := _read(file)) is not None:
         return replace(found, measure=_Measuring(config, file, found))
+    from ftcli.models.architectures.measure import stored_bytes
+
     made = config()
     normal = _normal(made)
-    if normal in _of_configs:
-        return _of_configs[normal]
-    found = _read(_file_of(normal)) or _measured(made)
+    found = _of_configs.get(normal) or _read(_file_of(normal)) or _measured(made)
+    found = replace(found, stored_bytes=stored_bytes(made))
     for each in {file, _file_of(normal)}:
         _keep(found, each)
-    _of_configs[normal] = replace(found, measure=_Measuring(config, file, found))
-    return _of_configs[normal]
+    found = replace(found, measure=_Measuring(config, file, found))
+    _of_configs.setdefault(normal, found)
+    return found
 
 
 def _read(file: Path) -> Architecture | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -134,10 +134,15 @@ def _measured_on(config: PreTrainedConfig, *, whole: bool) -> Architecture:
         parameters=sum(each.numel() for each in parameters.values()),
         attention=("eager",) if attention_name(model) == "eager" else ("sdpa", "eager"),
         scaled_embeddings=run.scaled_embeddings,
-        stored_bytes=4 if config.dtype in (torch.float32, "float32") else 2,
+        stored_bytes=stored_bytes(config),
         dropout=any(getattr(text, each, None) for each in DROPOUTS),
         stretched_positions=stretches_positions(text),
     )
+
+
+def stored_bytes(config: PreTrainedConfig) -> Literal[2, 4]:
+    """Of one weight in the files, by the config that came with them: loading changes its dtype."""
+    return 4 if config.dtype in (torch.float32, "float32") else 2
 
 
 def _kind(
