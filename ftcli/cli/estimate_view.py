@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from ftcli.console import print_result, shown_path, width, wrapped
 from ftcli.memory import Choices, Estimate
-from ftcli.memory.choices import MODE_NAMES, NO_CHECKPOINTING
+from ftcli.memory.choices import MODE_NAMES, why_no_checkpointing
 from ftcli.memory.fit.fitting import Alternatives, FitResult
 from ftcli.memory.fit.limits import MOST, Limit, Sweep, SweepRow
 from ftcli.memory.hardware import Hardware
@@ -151,8 +151,8 @@ def _notes(found: EstimateResult) -> Iterator[str]:
         yield "the experts stay in 16 bits: their rows are not whole blocks of 64 weights"
     if stacks and choices.has_lora and not choices.experts:
         yield "the experts stay frozen; method.experts adapts them too"
-    if choices.mode == "prefix-tuning":
-        yield f"no gradient checkpointing: {NO_CHECKPOINTING}"
+    if (why := why_no_checkpointing(choices.mode, architecture)) is not None:
+        yield f"no gradient checkpointing: {why}"
     if choices.attention == "sdpa" and "sdpa" not in architecture.attention:
         yield f"{architecture.name} has no sdpa attention in transformers: taken as eager"
     if found.open_choices:

@@ -16,7 +16,7 @@ from ftcli.errors import ModelError
 Head = Literal["plain", "scaled", "softcapped"]
 """What follows the head's product: nothing, a factor (Granite), or a tanh (Gemma 2)."""
 
-# Smaller modules stay out of 4 bits: gates of one number per head, coefficients (Gemma 3n).
+# Narrower modules stay out of 4 bits: gates of one number per head, coefficients (Gemma 3n).
 LEAST_QUANTISED_WIDTH = 16
 # Weights of one scale: the default of bitsandbytes and transformers.
 NF4_BLOCK = 64
@@ -48,7 +48,10 @@ class Linear(NamedTuple):
 
     @property
     def quantises(self) -> bool:
-        return min(self.inputs, self.outputs) >= LEAST_QUANTISED_WIDTH and not self.cast_to
+        """Whole blocks in each row: of others, bitsandbytes 0.50 mixes up the scales on a CPU
+        (backends/cpu/ops.py, dequantize_4bit)."""
+        whole = self.inputs % NF4_BLOCK == 0 and self.outputs >= LEAST_QUANTISED_WIDTH
+        return whole and not self.cast_to
 
 
 class Experts(NamedTuple):
@@ -231,6 +234,8 @@ class Architecture:
     """Attention weights or hidden states are dropped in training."""
     stretched_positions: bool
     """Positions are rotated by the longest row of the batch (dynamic RoPE, LongRoPE)."""
+    checkpoints: bool
+    """transformers can compute its layers again (gradient checkpointing)."""
     ways: list[Measured] = field(default_factory=list, repr=False)
     """What was measured so far; copies of an architecture share it."""
     name: str = ""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcli.memory.architecture import LayerKind, Way
+from ftcli.memory.architecture import Architecture, LayerKind, Way
 
 Targets = Literal["all-linear"] | tuple[str, ...]
 Mode = Literal["full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"]
@@ -32,6 +32,15 @@ Loss = Literal["chunked", "full"]
 NO_CHECKPOINTING = (
     "keys and values of a prefix are in the cache, which a recomputed layer would fill twice"
 )
+
+
+def why_no_checkpointing(mode: Mode, architecture: Architecture) -> str | None:
+    """Why layers cannot be computed again; None: they can."""
+    if mode == "prefix-tuning":
+        return NO_CHECKPOINTING
+    if not architecture.checkpoints:
+        return f"transformers has no gradient checkpointing for {architecture.model_type}"
+    return None
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,7 @@ def _measured(network: PreTrainedModel) -> TextForward:
     try:
         logits = network(input_ids=ids, use_cache=False).logits
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
-        raise ModelError(
-            "not_a_decoder",
-            f"{type(network).__name__} does not run on text alone ({error}); ftcli gives it "
-            "nothing else",
-        ) from error
+        raise not_on_text(type(network).__name__, error) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -261,6 +257,13 @@ def _read_by(head: nn.Module, network: PreTrainedModel, inputs: Mapping[str, Any
     with _head_replaced(head, capture):
         network(**inputs)
     return read[-1]
+
+
+def not_on_text(model: str, error: Exception) -> ModelError:
+    return ModelError(
+        "not_a_decoder",
+        f"{model} does not run on text alone ({error}); ftcli gives it nothing else",
+    )
 
 
 def is_close(one: Tensor, other: Tensor, within: float = 0.02) -> bool:

@@ -10,7 +10,13 @@ from ftcli.errors import ModelError
 from ftcli.memory import Choices
 from ftcli.memory.adapted import adapted
 from ftcli.memory.architecture import Architecture
-from ftcli.memory.choices import FROZEN_MODES, Mode, Optimizer, Targets
+from ftcli.memory.choices import (
+    FROZEN_MODES,
+    Mode,
+    Optimizer,
+    Targets,
+    why_no_checkpointing,
+)
 from ftcli.memory.fit.search import CARD_TOKENS, Options, useful_micro_batches
 from ftcli.memory.hardware import Hardware
 
@@ -88,8 +94,8 @@ def options_of(asked: FitRequest, hardware: Hardware) -> Options:
     # Not flash: its package may be missing, and it saves nothing that sdpa does not.
     sdpa = choices.attention == "eager" and "sdpa" in asked.architecture.attention
     checkpointing: tuple[bool, ...] = (False, True)
-    if choices.mode == "prefix-tuning":
-        checkpointing = (False,)  # NO_CHECKPOINTING says why
+    if why_no_checkpointing(choices.mode, asked.architecture) is not None:
+        checkpointing = (False,)
     elif choices.gradient_checkpointing and not asked.open_checkpointing:
         checkpointing = (True,)
     rows = useful_micro_batches(asked.batch_rows, hardware)

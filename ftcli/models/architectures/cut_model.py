@@ -42,6 +42,8 @@ from ftcli.models.load import mend_text_forward
 NAME = "ftcli_counted"
 # Tokens of the shortest row; linear attention works in chunks of at most 256.
 TOKENS = 256
+# What a forward pass that counts the layers raises on a cut model: Gemma 3n, Zamba 2, Mllama.
+CUT_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 # Rotations whose angles depend on the longest row (transformers 5.24, modeling_rope_utils.py).
 STRETCHED = ("dynamic", "longrope")
 
@@ -80,7 +82,7 @@ def build_model(kind: Any, config: PreTrainedConfig, way: Way) -> PreTrainedMode
     dtype = torch.float32 if way.weight_bytes == 4 else torch.bfloat16
     build = partial(kind.from_config, dtype=dtype)
     config = as_measured(config)
-    with no_init_weights():
+    with no_init_weights(), _casts_in_place():
         try:
             name = "eager" if way.eager else "sdpa"
             model: PreTrainedModel = build(config, attn_implementation=name)
@@ -90,6 +92,22 @@ def build_model(kind: Any, config: PreTrainedConfig, way: Way) -> PreTrainedMode
     mend_text_forward(model)
     use_own_experts(model)
     return model.train()
+
+
+@contextmanager
+def _casts_in_place() -> Iterator[None]:
+    """Within the block, `to` casts fake tensors: torch 2.13 refuses to swap them (modules that
+    keep a type of their own: DeepSeek V4's norms)."""
+
+    def cast(one: Tensor, other: Tensor) -> None:
+        one.data = other.data
+
+    swapping: Any = torch.utils
+    own, swapping.swap_tensors = swapping.swap_tensors, cast
+    try:
+        yield
+    finally:
+        swapping.swap_tensors = own
 
 
 def stack_of(model: PreTrainedModel) -> str:
@@ -153,6 +171,7 @@ class CutModel:
         point: tuple[int, int],
         *,
         windows: bool = False,
+        checkpointing: bool = False,
     ) -> Recorder:
         """One forward and backward pass of (rows, multiple of TOKENS); `windows`: the kernel gets
         the masks of sliding windows."""
@@ -161,28 +180,28 @@ class CutModel:
         model = self._model
         model.zero_grad()
         model.requires_grad_(way.trained)
-        embeddings = model.get_input_embeddings()
-        handle = embeddings.register_forward_hook(partial(_ask_for_gradient, recorder))
-        recorder.watch(model, self.layers, self._head)
-        try:
-            with ExitStack() as contexts:
-                if not way.eager:
-                    contexts.enter_context(_counted_attention(model, recorder, way, windows))
-                contexts.enter_context(_counted_experts())
-                if way.quantised:
-                    contexts.enter_context(_quantised_types(self.layers))
-                contexts.enter_context(
-                    torch.autograd.graph.saved_tensors_hooks(recorder.pack, lambda each: each)
-                )
-                contexts.enter_context(recorder)
-                with torch.autocast("cpu", torch.bfloat16, enabled=way.autocast):
-                    ids = torch.zeros(rows, tokens, dtype=torch.long)
-                    logits = model(input_ids=ids, use_cache=False).logits
-                recorder.end_of_forward()
-                logits.backward(torch.empty_like(logits))
-        finally:
-            handle.remove()
-            recorder.remove()
+        with ExitStack() as contexts:
+            if checkpointing:
+                contexts.enter_context(_layers_computed_again(model))
+            embeddings = model.get_input_embeddings()
+            handle = embeddings.register_forward_hook(partial(_ask_for_gradient, recorder))
+            contexts.callback(handle.remove)
+            contexts.callback(recorder.remove)
+            recorder.watch(model, self.layers, self._head)
+            if not way.eager:
+                contexts.enter_context(_counted_attention(model, recorder, way, windows))
+            contexts.enter_context(_counted_experts())
+            if way.quantised:
+                contexts.enter_context(_quantised_types(self.layers))
+            contexts.enter_context(
+                torch.autograd.graph.saved_tensors_hooks(recorder.pack, lambda each: each)
+            )
+            contexts.enter_context(recorder)
+            with torch.autocast("cpu", torch.bfloat16, enabled=way.autocast):
+                ids = torch.zeros(rows, tokens, dtype=torch.long)
+                logits = model(input_ids=ids, use_cache=False).logits
+            recorder.end_of_forward()
+            logits.backward(torch.empty_like(logits))
         return recorder
 
 
@@ -191,6 +210,18 @@ def _ask_for_gradient(recorder: Recorder, _: nn.Module, __: Any, output: Tensor)
         output = output.requires_grad_(True).clone()  # CTRL multiplies it in place
     recorder.embedded(output)
     return output
+
+
+@contextmanager
+def _layers_computed_again(model: PreTrainedModel) -> Iterator[None]:
+    """Gradient checkpointing within the block; raises ValueError for a class without."""
+    model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    model.enable_input_require_grads()
+    try:
+        yield
+    finally:
+        model.disable_input_require_grads()
+        model.gradient_checkpointing_disable()
 
 
 def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
@@ -214,7 +245,7 @@ def _counted_attention(
 ) -> Iterator[None]:
     """Within the block, attention saves what a fused kernel saves, and computes nothing."""
     masks: dict[int, int | None] = {}
-    capped = False
+    capped, eager = False, attention_name(model) == "eager"
 
     def mask(
         batch_size: int,
@@ -225,7 +256,8 @@ def _counted_attention(
         device: Any = None,
         **_: Any,
     ) -> Tensor | None:
-        wanted = way.masked or (windows and local_size is not None)
+        # Written-out attention always has one, which MPT casts.
+        wanted = way.masked or eager or (windows and local_size is not None)
         if allow_is_causal_skip and not wanted:
             return None
         made = torch.zeros(batch_size, 1, q_length, kv_length, dtype=torch.bool, device=device)
@@ -255,7 +287,6 @@ def _counted_attention(
     # Whether rows are packed is read from the values of positions, which fake tensors lack.
     packed: Any = masking_utils
     find, packed.find_packed_sequence_indices = packed.find_packed_sequence_indices, _not_packed
-    eager = attention_name(model) == "eager"
     try:
         with attention_named(model, NAME) if eager else nullcontext():
             yield

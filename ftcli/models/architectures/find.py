@@ -54,7 +54,8 @@ def find_architecture(model_id: str, revision: str | None = None) -> Architectur
         require_no_namesake(hub_id)
         known = known_architecture(model_id)
         if known is not None:
-            return replace(known, measure=_Measuring(partial(_config_of, config)))
+            measuring = _Measuring(partial(_config_of, config), _file_of(_text(config)), known)
+            return replace(known, measure=measuring)
         return replace(architecture_of(config), name=model_id, hub_id=hub_id)
     local = looks_like_path(model_id)
     name = shown_source(model_id) if local else model_id
@@ -64,7 +65,11 @@ def find_architecture(model_id: str, revision: str | None = None) -> Architectur
 
 def architecture_of(values: Mapping[str, object]) -> Architecture:
     """The architecture that a config.json makes; raises ModelError."""
-    return _kept_or_measured(json.dumps(values, sort_keys=True))
+    return _kept_or_measured(_text(values))
+
+
+def _text(values: Mapping[str, object]) -> str:
+    return json.dumps(values, sort_keys=True)
 
 
 def architecture_of_model(model: Any) -> Architecture:
@@ -86,7 +91,7 @@ _of_configs: dict[str, Architecture] = {}
 
 def _normal(config: Any) -> str:
     """A config without what loading changes: the type of the weights, the attention's name."""
-    return json.dumps(_without_loading(json.loads(config.to_json_string())), sort_keys=True)
+    return _text(_without_loading(json.loads(config.to_json_string())))
 
 
 def _without_loading(values: Any) -> Any:
@@ -142,25 +147,23 @@ def _measured(config: Any) -> Architecture:
 
 
 class _Measuring:
-    """Measures a way of computing when it is asked for, and keeps it in `file`."""
+    """Measures a way of computing when it is asked for, unless `file` has it; keeps it there."""
 
-    def __init__(
-        self,
-        config: Callable[[], Any],
-        file: Path | None = None,
-        kept: Architecture | None = None,
-    ) -> None:
+    def __init__(self, config: Callable[[], Any], file: Path, kept: Architecture) -> None:
         self._config, self._file, self._kept = config, file, kept
         self._measurer: Measurer | None = None
 
     def __call__(self, way: Way) -> Measured:
+        before = _read(self._file)
+        ways = self._kept.ways if before is None else before.ways
+        if (known := next((each for each in ways if each.way == way), None)) is not None:
+            return known
         if self._measurer is None:
             from ftcli.models.architectures.ways import Measurer
 
             self._measurer = Measurer(self._config())
         found = self._measurer.way(way)
-        if self._file is not None and self._kept is not None:
-            _keep(replace(self._kept, ways=[*self._kept.ways, found]), self._file)
+        _keep(replace(self._kept, ways=[*ways, found]), self._file)
         return found
 
 
@@ -168,7 +171,7 @@ def _file_of(text: str) -> Path:
     values = json.loads(text)
     own = {key: value for key, value in values.items() if key not in IGNORED}
     code = (Path(__file__).parent.joinpath(name).read_bytes() for name in CODE)
-    parts = [json.dumps(own, sort_keys=True).encode(), *code]
+    parts = [_text(own).encode(), *code]
     parts += [version(library).encode() for library in LIBRARIES]
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

@@ -33,6 +33,7 @@ from ftcli.memory.architecture import (
     Way,
 )
 from ftcli.models.architectures.cut_model import (
+    CUT_ERRORS,
     CutModel,
     alike_layers,
     as_measured,
@@ -47,12 +48,16 @@ from ftcli.models.architectures.saved_bytes import (
 from ftcli.models.files.untrusted import opening
 from ftcli.models.load import model_class
 from ftcli.models.targets import CAST_TO_WEIGHT, read_weights
+from ftcli.models.text_forward import not_on_text
 
 STRUCTURE = Way(2, True, quantised=False, eager=False, masked=False, trained=False)
 # One row of the shortest length.
 POINT = (1, 1)
 # Keys of a config that say how much is dropped: of attention weights, and of hidden states (Phi-3).
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
+
+# Private classes of torch: experts that look for their tokens by themselves (DBRX, JetMoe).
+ON_VALUES = ("DataDependentOutputException", "DynamicOutputShapeException")
 
 
 def config_of(values: Mapping[str, Any]) -> PreTrainedConfig:
@@ -84,8 +89,21 @@ def measure(config: PreTrainedConfig) -> Architecture:
     with opening(config.model_type, "architecture"):
         try:
             return _measured_on(config, whole=False)
-        except (RuntimeError, ValueError, IndexError):  # its forward counts the layers (Gemma 3n)
+        except CUT_ERRORS as error:
+            _refuse_values(config, error)
+        try:
             return _measured_on(config, whole=True)
+        except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+            raise not_on_text(config.model_type, error) from error
+
+
+def _refuse_values(config: PreTrainedConfig, error: Exception) -> None:
+    if type(error).__name__ in ON_VALUES:
+        raise ModelError(
+            "not_measured",
+            f"{config.model_type}: its class reads values of tensors to choose sizes, so ftcli "
+            "cannot measure its memory; choose another model",
+        ) from error
 
 
 def _measured_on(config: PreTrainedConfig, *, whole: bool) -> Architecture:
@@ -100,6 +118,7 @@ def _measured_on(config: PreTrainedConfig, *, whole: bool) -> Architecture:
         cut = CutModel(model, stack, groups, whole=whole)
         scores = router_names(model)
         run = cut.run(STRUCTURE, POINT)
+        checkpoints = _checkpoints(cut)
         trained = cut.run(replace(STRUCTURE, trained=True), POINT, windows=True)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings().weight
     ends = {id(embeddings), *(id(each) for each in (head.parameters() if head else ()))}
@@ -137,12 +156,23 @@ def _measured_on(config: PreTrainedConfig, *, whole: bool) -> Architecture:
         stored_bytes=stored_bytes(config),
         dropout=any(getattr(text, each, None) for each in DROPOUTS),
         stretched_positions=stretches_positions(text),
+        checkpoints=checkpoints,
     )
 
 
 def stored_bytes(config: PreTrainedConfig) -> Literal[2, 4]:
     """Of one weight in the files, by the config that came with them: loading changes its dtype."""
     return 4 if config.dtype in (torch.float32, "float32") else 2
+
+
+def _checkpoints(cut: CutModel) -> bool:
+    """Whether the class has gradient checkpointing, and its embeddings stay as they are: GIT adds
+    to them in place, which torch refuses where they ask for a gradient."""
+    try:
+        cut.run(STRUCTURE, POINT, checkpointing=True)
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _kind(
@@ -204,7 +234,8 @@ def _is_linear(module: nn.Linear) -> bool:
     except (RuntimeError, TypeError, ValueError, AttributeError):  # takes or gives something else
         return False
     wanted = F.linear(read, real["weight"], real.get("bias"))
-    return isinstance(found, Tensor) and torch.allclose(found, wanted, rtol=1e-3, atol=1e-3)
+    same = isinstance(found, Tensor) and found.shape == wanted.shape
+    return same and torch.allclose(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 def _towers(model: PreTrainedModel, idle: Collection[str]) -> tuple[str, ...]:

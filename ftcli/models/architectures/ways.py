@@ -22,6 +22,7 @@ from ftcli.memory.architecture import (
     Way,
 )
 from ftcli.models.architectures.cut_model import (
+    CUT_ERRORS,
     TOKENS,
     CutModel,
     alike_layers,
@@ -78,7 +79,7 @@ class Measurer:
             with opening(self._config.model_type, "architecture"):
                 try:
                     found = self._run_once(way, point)
-                except (RuntimeError, ValueError, IndexError):  # as in `measure`
+                except CUT_ERRORS:  # as in `measure`
                     if self._whole:
                         raise
                     self._whole = True

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ftcli.errors import MachineError, UsageError
 from ftcli.memory import Choices, Estimate, TextbookFigure, textbook
 from ftcli.memory.architecture import Architecture
+from ftcli.memory.choices import why_no_checkpointing
 from ftcli.memory.fit.fitting import Alternatives, FitResult, fit, instead
 from ftcli.memory.fit.limits import Limit, Sweep, largest, size_named, sizes_of, sweep
 from ftcli.memory.fit.request import FitRequest
@@ -167,7 +168,7 @@ def estimate_memory(options: EstimateOptions) -> EstimateResult:
     recipe = _recipe(options, hardware)
     request = recipe.request if recipe is not None else _of_flags(options)
     architecture, choices = request.architecture, request.choices
-    require_consistent(options.flags, choices)
+    require_consistent(options.flags, choices, architecture)
     open_choices = request.open_choices if recipe is not None else ()
     fitted, alternatives, limit, swept = None, None, None, None
     if options.fit is not None and hardware is not None:
@@ -214,15 +215,17 @@ def _recipe(options: EstimateOptions, hardware: Hardware | None) -> RecipeWithFl
 
 def _of_flags(options: EstimateOptions) -> FitRequest:
     flags = {"seq_len" if name == "max_length" else name: v for name, v in options.flags.items()}
+    architecture = find_architecture(from_here(options.model or ""))
     choices = replace(Choices(mode="lora"), **flags)
     named = "gradient_checkpointing" in options.flags
-    if choices.mode == "prefix-tuning" and not named:
-        choices = replace(choices, gradient_checkpointing=False)
+    recomputes = why_no_checkpointing(choices.mode, architecture) is None
+    if not named:
+        choices = replace(choices, gradient_checkpointing=recomputes)
     return FitRequest(
-        find_architecture(from_here(options.model or "")),
+        architecture,
         choices,
         batch_rows=choices.micro_batch,
-        open_checkpointing=not named and choices.mode != "prefix-tuning",
+        open_checkpointing=not named and recomputes,
     )
 
 

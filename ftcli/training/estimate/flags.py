@@ -7,7 +7,8 @@ from typing import Any
 
 from ftcli.errors import UsageError
 from ftcli.memory import Choices
-from ftcli.memory.choices import MODE_NAMES, NO_CHECKPOINTING, Mode
+from ftcli.memory.architecture import Architecture
+from ftcli.memory.choices import MODE_NAMES, Mode, why_no_checkpointing
 from ftcli.memory.fit.limits import Size
 
 LORA: tuple[Mode, ...] = ("lora", "qlora")
@@ -31,9 +32,11 @@ _BASES: dict[tuple[Mode, bool], str] = {
 }
 
 
-def require_consistent(given: Mapping[str, Any], choices: Choices) -> None:
+def require_consistent(
+    given: Mapping[str, Any], choices: Choices, architecture: Architecture
+) -> None:
     """Raise UsageError (`flag`) with every flag that has no effect or contradicts another."""
-    found = [*_unused(given, choices.mode), *_impossible(given, choices)]
+    found = [*_unused(given, choices.mode), *_impossible(given, choices, architecture)]
     if found:
         raise UsageError("flag", "\n".join(found))
 
@@ -46,14 +49,17 @@ def _unused(given: Mapping[str, Any], mode: Mode) -> Iterator[str]:
             yield f"{flag}: {what}, and {MODE_NAMES[mode]} has none: leave it out, or take {wanted}"
 
 
-def _impossible(given: Mapping[str, Any], choices: Choices) -> Iterator[str]:
+def _impossible(
+    given: Mapping[str, Any], choices: Choices, architecture: Architecture
+) -> Iterator[str]:
     if "four_bit_base" in given and (choices.mode, given["four_bit_base"]) in _BASES:
         yield _BASES[choices.mode, given["four_bit_base"]]
     asked = {"mode", "precision", "four_bit_base"} & set(given)
     if asked and choices.quantization == "nf4" and choices.precision == "fp32":
         yield _computes_in_16_bits(choices)
-    if given.get("gradient_checkpointing") and choices.mode == "prefix-tuning":
-        yield f"--gradient-checkpointing: {NO_CHECKPOINTING}: take --no-gradient-checkpointing"
+    why = why_no_checkpointing(choices.mode, architecture)
+    if given.get("gradient_checkpointing") and why is not None:
+        yield f"--gradient-checkpointing: {why}: take --no-gradient-checkpointing"
 
 
 def _computes_in_16_bits(choices: Choices) -> str:

@@ -17,6 +17,7 @@ from ftcli.data.dataset import Dataset, load_dataset, row_lengths, split_file
 from ftcli.errors import FtcliError
 from ftcli.memory import Choices
 from ftcli.memory.adapted import adapted
+from ftcli.memory.choices import why_no_checkpointing
 from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.known_models import from_here, model_source
@@ -127,7 +128,7 @@ def with_flags(
     with loaded.locate():
         architecture = by_flag or find_architecture(recipe.model.id, recipe.model.revision)
         if "gradient_checkpointing" not in flags:
-            require_checkpointing(recipe)
+            require_checkpointing(recipe, architecture)
         sections, training = recipe.model, recipe.training
         if hardware is not None:
             # As the plan chooses on this GPU.
@@ -136,6 +137,9 @@ def with_flags(
             sections = sections.model_copy(update={"attention": attention})
             training = training.model_copy(update={"precision": precision})
         choices = choices_of(sections, recipe.method, training, rows, hardware)
+        recomputes = why_no_checkpointing(choices.mode, architecture) is None
+        if not recomputes:
+            choices = replace(choices, gradient_checkpointing=False)
         if model is None and "target_modules" not in flags:
             adapted(architecture, choices)  # raises for a name that matches nothing, with its line
     request = FitRequest(
@@ -143,8 +147,7 @@ def with_flags(
         replace(choices, **{name: flags[name] for name in ESTIMATED_ONLY if name in flags}),
         batch_rows=training.batch_size,
         open_micro_batch=training.micro_batch_size == "auto",
-        open_checkpointing=training.gradient_checkpointing == "auto"
-        and choices.mode != "prefix-tuning",
+        open_checkpointing=training.gradient_checkpointing == "auto" and recomputes,
         alpha=_alpha(recipe),
         rslora=isinstance(recipe.method, LoraKeys) and recipe.method.rslora,
         share_longer=_share_longer(loaded.output / "data") if prepared is not None else None,

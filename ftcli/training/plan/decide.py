@@ -20,7 +20,7 @@ from ftcli.config.recipe import (
 from ftcli.errors import MachineError, UsageError
 from ftcli.memory import Choices
 from ftcli.memory.architecture import Architecture
-from ftcli.memory.choices import NO_CHECKPOINTING, Attention, Precision
+from ftcli.memory.choices import Attention, Precision, why_no_checkpointing
 from ftcli.memory.fit.request import require_mode
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.static import kept_dequantised_bytes
@@ -78,7 +78,7 @@ def require_possible(recipe: Recipe, architecture: Architecture) -> None:
     UsageError: `gradient_checkpointing`, `l2_sp`.
     """
     require_mode(recipe.method.mode, architecture)
-    require_checkpointing(recipe)
+    require_checkpointing(recipe, architecture)
     require_l2_sp(recipe)
     trainable_parameters(architecture, Choices(**choices_of_method(recipe.method)))
 
@@ -97,7 +97,7 @@ def make_plan(
 ) -> Plan:
     """Decide everything that is `auto`; raises ModelError, MachineError and UsageError."""
     require_mode(recipe.method.mode, architecture)
-    require_checkpointing(recipe)
+    require_checkpointing(recipe, architecture)
     require_optimizer(recipe, hardware)
     reasons: dict[str, str] = {}
     precision, reasons["training.precision"] = choose_precision(recipe, hardware)
@@ -121,7 +121,7 @@ def make_plan(
         recipe, architecture, hardware, choices, packing, fitted.common_tokens
     )
     reasons |= whys
-    reasons["training.gradient_checkpointing"] = why_checkpointing(recipe, choices)
+    reasons["training.gradient_checkpointing"] = why_checkpointing(recipe, architecture, choices)
     steps, epochs, reasons["steps"] = count_steps(recipe, rows)
     eval_steps, reasons["training.eval_steps"] = choose_eval_steps(recipe, rows, steps)
     save_steps, reasons["training.save_steps"] = choose_save_steps(recipe, rows, eval_steps)
@@ -175,8 +175,13 @@ def _open_choices(
         choose_liger(recipe, architecture, hardware),
     )
     fused = choices.mode == "lora" and why_not_fused(recipe, hardware, choices) is None
+    recomputes = why_no_checkpointing(choices.mode, architecture) is None
     return replace(
-        choices, packed_rows=padded is None, liger=liger is not None and liger[0], fused_lora=fused
+        choices,
+        packed_rows=padded is None,
+        liger=liger is not None and liger[0],
+        fused_lora=fused,
+        gradient_checkpointing=choices.gradient_checkpointing and recomputes,
     )
 
 
@@ -201,12 +206,13 @@ def _optimizations(
     return Optimizations(**values), whys
 
 
-def require_checkpointing(recipe: Recipe) -> None:
-    """Raise UsageError (`gradient_checkpointing`) if the method does not support it."""
-    if isinstance(recipe.method, PrefixTuning) and recipe.training.gradient_checkpointing is True:
+def require_checkpointing(recipe: Recipe, architecture: Architecture) -> None:
+    """Raise UsageError (`gradient_checkpointing`) if method or model do not support it."""
+    why = why_no_checkpointing(recipe.method.mode, architecture)
+    if why is not None and recipe.training.gradient_checkpointing is True:
         raise UsageError(
             "gradient_checkpointing",
-            f"training.gradient_checkpointing: {NO_CHECKPOINTING}; leave it to auto",
+            f"training.gradient_checkpointing: {why}; leave it to auto",
         )
 
 

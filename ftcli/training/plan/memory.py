@@ -10,7 +10,7 @@ from ftcli.config.recipe import Bottleneck, Full, Lora, PrefixTuning, PromptTuni
 from ftcli.errors import MachineError
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.architecture import Architecture
-from ftcli.memory.choices import NO_CHECKPOINTING
+from ftcli.memory.choices import why_no_checkpointing
 from ftcli.memory.fit.search import (
     CARD_TOKENS,
     CPU_TOKENS,
@@ -64,7 +64,7 @@ def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choi
     """Candidates for everything that is `auto`; one value for everything else."""
     training = recipe.training
     asked_rows = training.micro_batch_size
-    open_checkpointing = training.gradient_checkpointing == "auto" and base.mode != "prefix-tuning"
+    open_checkpointing = training.gradient_checkpointing == "auto" and base.gradient_checkpointing
     paging = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
     # Packed rows, which may share a prefix, are counted in `_micro_batch`.
     bounded = hardware.kind == "cuda" and asked_rows == "auto" and not base.packed_rows
@@ -192,9 +192,9 @@ def choose_micro_batch(recipe: Recipe, found: Choices, hardware: Hardware) -> De
     return found.micro_batch, "the largest that fits and divides the batch"
 
 
-def why_checkpointing(recipe: Recipe, found: Choices) -> str:
-    if isinstance(recipe.method, PrefixTuning):
-        return NO_CHECKPOINTING
+def why_checkpointing(recipe: Recipe, architecture: Architecture, found: Choices) -> str:
+    if (why := why_no_checkpointing(found.mode, architecture)) is not None:
+        return why
     if recipe.training.gradient_checkpointing != "auto":
         return "set in the recipe"
     if found.gradient_checkpointing:

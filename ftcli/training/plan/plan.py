@@ -248,7 +248,7 @@ def choices_of(
         seq_len=rows.longest_tokens,
         micro_batch=micro_batch,
         gradient_accumulation=training.batch_size // micro_batch,
-        gradient_checkpointing=not isinstance(method, PrefixTuning) and checkpointing is not False,
+        gradient_checkpointing=checkpointing is not False and method.mode != "prefix-tuning",
         label_share=rows.label_share,
         device="cuda" if hardware is None or hardware.kind == "cuda" else "cpu",
     )
