@@ -95,4 +95,5 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": QWEN_VISION,
     "qwen2_vl": QWEN_VISION,
     "nemotron": {"num_key_value_heads": 8},
+    "step3p7": {"text_config": {"sliding_window": 512}},
 }

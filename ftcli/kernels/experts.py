@@ -289,8 +289,10 @@ class _Experts(torch.autograd.Function):
         (inner_grad,) = torch.autograd.grad(gated, inner, (gated_grad * scales).to(last.dtype))
         first_grads, hidden_grad = [], None
         if count:
-            rows = hidden[tokens].to(first.dtype)
-            first_grads = first.factors_grad(rows, inner_grad, order, factors[:count])
+            # Without a name, so that the rows are gone before their gradient is there.
+            first_grads = first.factors_grad(
+                hidden[tokens].to(first.dtype), inner_grad, order, factors[:count]
+            )
         if ctx.needs_input_grad[0]:
             rows_grad = order.restored(first.rows_grad(inner_grad, order, factors[:count]))
             hidden_grad = rows_grad.view(*weights.shape, -1).sum(dim=1).to(hidden.dtype)

@@ -71,6 +71,32 @@ def test_updates_of_4_bit_experts_are_peft_s_on_the_same_numbers(kind: str) -> N
     assert_same(through(adapted), first)
 
 
+@pytest.mark.parametrize("kind", REPLACEABLE)
+def test_updates_keep_no_activations_of_their_own(kind: str) -> None:
+    """So that the memory of frozen experts is that of adapted ones."""
+
+    def kept(model: PreTrainedModel) -> int:
+        weights = {id(each.untyped_storage()) for each in model.parameters()}
+        found: dict[int, Any] = {}
+
+        def save(tensor: Tensor) -> Tensor:
+            found[id(tensor.untyped_storage())] = tensor.untyped_storage()
+            return tensor
+
+        embedded = model.get_input_embeddings().register_forward_hook(
+            lambda _, __, output: output.requires_grad_()
+        )
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            logits = model(input_ids=IDS, use_cache=False).logits
+        embedded.remove()
+        assert logits.requires_grad
+        return sum(each.nbytes() for key, each in found.items() if key not in weights)
+
+    adapted = with_lora(own(mixture(kind)))
+    assert use_own_updates(adapted) > 0
+    assert kept(adapted) == kept(own(mixture(kind)))
+
+
 @pytest.mark.parametrize(("rank", "dtype"), [(3, torch.float64), (3, torch.float32)])
 def test_ranks_and_types_that_torch_does_not_group(rank: int, dtype: torch.dtype) -> None:
     plain = mixture("gpt_oss").to(dtype)
