@@ -16,9 +16,6 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from ftcli.errors import ModelError
-from ftcli.kernels.experts import is_replaceable, stack_names
-
 # Weights per scale: the default of bitsandbytes and transformers.
 NF4_BLOCK = 64
 # A stack's matrices are as wide as layers; narrower 3-D parameters are kernels of convolutions.
@@ -161,32 +158,6 @@ def seal_stacks(model: PreTrainedModel) -> None:
             state = parameter.quant_state.as_dict(packed=True)
             setattr(module, name, nn.Parameter(parameter.data, requires_grad=False))
             replace_parameter_4bit_prequantized(module, name, state, parameter.device)
-
-
-def stacks_to_adapt(model: PreTrainedModel) -> list[str]:
-    """Names of the stacks that LoRA adapts with method.experts; raises ModelError if it cannot.
-
-    Only those whose forward is ours (ftcli.kernels.experts): PEFT's own update of a stack takes as
-    much memory as the stack, and in 4 bits it is wrong.
-    """
-    kind, stacks = model.config.model_type, expert_stacks(model)
-    if not stacks:
-        raise ModelError(
-            "method_refused", f"{kind} is no mixture of experts; remove method.experts"
-        )
-    others = [each for each in stacks if not is_replaceable(each.module)]
-    if len(others) == len(stacks):
-        raise ModelError(
-            "method_refused",
-            f"{kind} computes its experts ({others[0].full_name}) in its own way, not through "
-            "transformers' interface for experts, so they cannot take an adapter; remove "
-            "method.experts, which leaves them frozen",
-        )
-    return [
-        each.full_name
-        for each in stacks
-        if is_replaceable(each.module) and each.name in stack_names(each.module)
-    ]
 
 
 def router_names(model: PreTrainedModel) -> set[str]:

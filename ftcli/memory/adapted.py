@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ftcli.errors import ModelError, did_you_mean
-from ftcli.memory.architecture import Architecture, Linear
+from ftcli.memory.architecture import Architecture, Experts, Linear
 from ftcli.memory.choices import Choices, Targets
 
 RankPattern = tuple[tuple[str, int], ...]
@@ -118,6 +118,39 @@ def reached_modules(
     reached = [each for each in modules if _is_target(each[2], targets, each[0] in chosen)]
     _require_reached(targets, [path for _, _, path in reached], layers)
     return reached
+
+
+def adapted_stacks(
+    architecture: Architecture, layers: tuple[int, ...] | None
+) -> list[tuple[int, Experts, str]]:
+    """The stacks of experts that LoRA adapts with method.experts: layer, stack, and full name.
+
+    Raises ModelError (`method_refused`, `layers`).
+    """
+    stacks = [
+        (layer, each, f"{architecture.stack}.{layer}.{each.name}")
+        for layer in range(architecture.layers)
+        for each in architecture.kind_of(layer).experts
+    ]
+    name = architecture.name or architecture.model_type
+    if not stacks:
+        raise ModelError(
+            "method_refused", f"{name} is no mixture of experts; remove method.experts"
+        )
+    adaptable = [each for each in stacks if each[1].adaptable]
+    if not adaptable:
+        raise ModelError(
+            "method_refused",
+            f"{name} computes its experts ({stacks[0][2]}) in its own way, not through "
+            "transformers' interface for experts, so they cannot take an adapter; remove "
+            "method.experts, which leaves them frozen",
+        )
+    chosen = _chosen_layers(architecture, layers)
+    found = [each for each in adaptable if each[0] in chosen]
+    if not found:
+        numbers = ", ".join(map(str, layers or ()))
+        raise ModelError("layers", f"layers {numbers} have no experts; remove method.experts")
+    return found
 
 
 def last_names(architecture: Architecture) -> list[str]:

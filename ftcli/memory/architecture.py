@@ -61,6 +61,9 @@ class Experts(NamedTuple):
     number: int
     rows: int
     columns: int
+    adaptable: bool
+    """LoRA can adapt it: its forward is ftcli's own (ftcli.kernels.experts). PEFT's own update of a
+    stack takes as much memory as the stack, and in 4 bits it is wrong."""
 
     @property
     def elements(self) -> int:
@@ -68,7 +71,7 @@ class Experts(NamedTuple):
 
     @property
     def quantises(self) -> bool:
-        """Whole blocks in each row (ftcli.models.experts)."""
+        """Whole blocks in each row, as of linear modules."""
         return self.columns % NF4_BLOCK == 0
 
 

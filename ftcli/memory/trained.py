@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
 from ftcli.errors import ModelError, did_you_mean
-from ftcli.memory.adapted import adapted
+from ftcli.memory.adapted import adapted, adapted_stacks
 from ftcli.memory.architecture import Architecture, LayerKind, Linear
 from ftcli.memory.choices import Choices, Placement
 
@@ -202,12 +203,11 @@ def _lora_tensors(architecture: Architecture, choices: Choices, each: int) -> It
             yield Tensors(update.rank * update.linear.outputs, alike.layers, each)
             if choices.dora:
                 yield Tensors(update.linear.outputs, alike.layers, each)
-    for kind in architecture.kinds if choices.experts else ():
-        chosen = [n for n in kind.layers if choices.layers is None or n in choices.layers]
-        for stack in kind.experts:
-            ranks = choices.rank * stack.number
-            yield Tensors(ranks * stack.rows, len(chosen), each)
-            yield Tensors(ranks * stack.columns, len(chosen), each)
+    stacks = adapted_stacks(architecture, choices.layers) if choices.experts else []
+    for stack, count in Counter(stack for _, stack, _ in stacks).items():
+        ranks = choices.rank * stack.number
+        yield Tensors(ranks * stack.rows, count, each)
+        yield Tensors(ranks * stack.columns, count, each)
 
 
 def block_ends(kind: LayerKind, placement: Placement = "both") -> list[Linear]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import cache
 from inspect import getsource
 from typing import Any
@@ -14,9 +14,7 @@ from transformers import PreTrainedModel
 
 from ftcli.compat import attention_name
 from ftcli.config.recipe import LoraKeys
-from ftcli.errors import ModelError
-from ftcli.kernels.expert_stacks import stacks_to_adapt
-from ftcli.memory.adapted import reached_modules
+from ftcli.memory.adapted import adapted_stacks, reached_modules
 from ftcli.models.architectures.find import architecture_of_model
 
 # Tokens whose gradient shows what a text reaches.
@@ -38,11 +36,8 @@ def expert_names(model: PreTrainedModel, method: LoraKeys) -> list[str]:
     """Full names of the stacks of experts that the method adapts; raises ModelError."""
     if not method.experts:
         return []
-    found = [name for name in stacks_to_adapt(model) if is_in_layers(name, method.layers)]
-    if not found:
-        layers = ", ".join(map(str, method.layers or ()))
-        raise ModelError("layers", f"layers {layers} have no experts; remove method.experts")
-    return found
+    layers = None if method.layers is None else tuple(method.layers)
+    return [name for *_, name in adapted_stacks(architecture_of_model(model), layers)]
 
 
 def shortened(model: nn.Module, names: Collection[str]) -> list[str]:
@@ -53,12 +48,6 @@ def shortened(model: nn.Module, names: Collection[str]) -> list[str]:
     known = {*names}
     others = {last_name(name) for name, _ in model.named_modules() if name not in known}
     return sorted({name if last_name(name) in others else last_name(name) for name in names})
-
-
-def is_in_layers(name: str, layers: Sequence[int] | None) -> bool:
-    """Whether a module is in one of these transformer layers; None: in any."""
-    numbers = [int(part) for part in name.split(".") if part.isdecimal()]
-    return layers is None or numbers[:1] in [[layer] for layer in layers]
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:

@@ -81,6 +81,21 @@ def test_fused_matrices_are_called_by_their_own_names() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("llama-4-scout-17b-16e", "llama-4-scout-17b-16e computes its experts"),
+        ("smollm2-135m", "smollm2-135m is no mixture of experts"),
+    ],
+)
+def test_experts_that_take_no_adapter_are_refused_before_loading(model: str, message: str) -> None:
+    wanted = recipe(method={"experts": True})
+    with pytest.raises(ModelError) as caught:
+        require_possible(wanted, find_architecture(model))
+    assert str(caught.value).startswith(message)
+    require_possible(wanted, find_architecture("qwen3-30b-a3b"))
+
+
 def test_tied_ends_with_a_bias_are_not_trained_whole() -> None:
     """PEFT's copy of a tied head has no bias."""
     ends = recipe(method={"modules_to_save": ["embed_tokens"]})

@@ -23,6 +23,7 @@ from transformers import (
 from ftcli.compat import attention_name, fake_tensors
 from ftcli.errors import ModelError
 from ftcli.kernels.expert_stacks import router_names
+from ftcli.kernels.experts import is_replaceable, stack_names
 from ftcli.memory.architecture import (
     LEAST_QUANTISED_WIDTH,
     Architecture,
@@ -210,7 +211,7 @@ def _kind(
         label=type(layer).__name__,
         layers=layers,
         linear=linear,
-        experts=tuple(Experts(name, *each.shape) for name, each in experts.items()),
+        experts=tuple(_experts(modules, name, each) for name, each in experts.items()),
         others=tuple(each.numel() for name, each in parameters.items() if name not in counted),
         norms=tuple(run.norm_calls),
         attention=tuple(run.attention_calls),
@@ -221,6 +222,12 @@ def _kind(
 def _parent(modules: Mapping[str, Any], name: str) -> nn.Module:
     parent: nn.Module = modules[name.rpartition(".")[0]]
     return parent
+
+
+def _experts(modules: Mapping[str, nn.Module], name: str, stack: Tensor) -> Experts:
+    parent, (number, rows, columns) = _parent(modules, name), stack.shape
+    adaptable = is_replaceable(parent) and name.rpartition(".")[2] in stack_names(parent)
+    return Experts(name, number, rows, columns, adaptable)
 
 
 def _is_linear(module: nn.Linear) -> bool:

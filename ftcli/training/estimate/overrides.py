@@ -16,11 +16,11 @@ from ftcli.console import shown_path
 from ftcli.data.dataset import Dataset, load_dataset, row_lengths, split_file
 from ftcli.errors import FtcliError
 from ftcli.memory import Choices
-from ftcli.memory.adapted import adapted
 from ftcli.memory.choices import why_no_checkpointing
 from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.known_models import from_here, model_source
+from ftcli.memory.trained import trainable_parameters
 from ftcli.models.architectures.find import find_architecture
 from ftcli.runs.atomic import write_text
 from ftcli.training.plan.decide import (
@@ -141,7 +141,8 @@ def with_flags(
         if not recomputes:
             choices = replace(choices, gradient_checkpointing=False)
         if model is None and "target_modules" not in flags:
-            adapted(architecture, choices)  # raises for a name that matches nothing, with its line
+            # Raises for names that match nothing, and for experts that are none, with the line.
+            trainable_parameters(architecture, choices)
     request = FitRequest(
         architecture,
         replace(choices, **{name: flags[name] for name in ESTIMATED_ONLY if name in flags}),
