@@ -28,6 +28,7 @@ from ftcli.errors import FtcliError
 from ftcli.export.merge_run import MergeOptions, merge_run
 from ftcli.inference.generation import answer_prompts
 from ftcli.inference.open_model import load_tuned_model
+from ftcli.memory.choices import why_no_checkpointing
 from ftcli.models.batches import of_tensors
 from ftcli.models.loss import row_losses
 from ftcli.models.virtual_tokens import backbone_inputs, causal_model
@@ -162,8 +163,8 @@ def _prove_method(
         plain = _gradients(result)
         _require_gradients(result, plain, method)
     left_out = NOT_AGAIN.get(method, ())
-    # Layers that run again would miss a prefix in the cache.
-    if "checkpointing" not in left_out and method != "prefix-tuning":
+    no_checkpointing = why_no_checkpointing(job.recipe.method.mode, job.model.architecture)
+    if "checkpointing" not in left_out and no_checkpointing is None:
         with proof.step(f"{method} checkpointing"):
             _require_same_with_checkpointing(result, plain)
     if "generates" not in left_out:
@@ -224,10 +225,14 @@ def _gradients(result: TrainResult) -> dict[str, Tensor]:
 
 
 def _require_gradients(result: TrainResult, found: dict[str, Tensor], method: str) -> None:
-    """Trained weights have a gradient, no others, and no router or tower is trained."""
+    """Trained weights have a gradient, no others, and no router or tower is trained.
+
+    A router's may be zero, where every token's choice is sure (PhiMoE).
+    """
     model = result.trainer.model
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    idle = sorted(trained - {name for name, each in found.items() if bool(each.any())})
+    moved = {name for name, each in found.items() if each.any() or _is_router(model, name)}
+    idle = sorted(trained - moved)
     others = sorted(found.keys() - trained)
     _require(bool(trained), "nothing is trained")
     _require_none(others, "frozen weights with a gradient")
@@ -256,8 +261,6 @@ def _is_router(model: nn.Module, name: str) -> bool:
 def _require_same_with_checkpointing(result: TrainResult, plain: dict[str, Tensor]) -> None:
     model = result.trainer.model
     model.gradient_checkpointing_enable()
-    if not any(getattr(each, "gradient_checkpointing", False) for each in model.modules()):
-        raise WrongError("transformers has no checkpointing for this class")
     found = _gradients(result)
     model.gradient_checkpointing_disable()
     _require(found.keys() == plain.keys(), "other weights have a gradient")

@@ -74,10 +74,7 @@ def _measured(network: PreTrainedModel) -> TextForward:
         for handle in handles:
             handle.remove()
     names = {module: name for name, module in network.named_modules()}
-    made_by = [call for call in calls if _makes(logits, *call)]
-    if not made_by:
-        raise unknown_head(network, "no linear layer makes them")
-    head, (inputs, *_), _ = made_by[-1]
+    head, inputs = _head_call(network, calls, logits)
     scale, softcap = _after(network, head, ids, logits)
     ran = {module for module, *_ in calls}
     idle = _idle(network, ran, ids, logits)
@@ -92,6 +89,19 @@ def _measured(network: PreTrainedModel) -> TextForward:
             factor = _before(network, module, head, ids)
             return replace(form, backbone=names[module], hidden_scale=factor)
     return form
+
+
+def _head_call(
+    network: PreTrainedModel, calls: Sequence[tuple[nn.Module, Any, Any]], logits: Tensor
+) -> tuple[nn.Module, Tensor]:
+    """The head, and what it read."""
+    made_by = [call for call in calls if _makes(logits, *call)]
+    if not made_by:
+        raise unknown_head(network, "no linear layer makes them")
+    head, (inputs, *_), _ = made_by[-1]
+    if others := {name for name, _ in head.named_parameters()} - {"weight", "bias"}:
+        raise unknown_head(network, f"its head has other weights, too ({', '.join(others)})")
+    return head, inputs
 
 
 def head_input(network: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:

@@ -149,7 +149,14 @@ def init_virtual_tokens(model: PreTrainedModel, init_ids: Sequence[int]) -> None
     with torch.no_grad():
         if _is_prefix(config):
             cache = base(input_ids=ids[None], use_cache=True).cache
-            initialize_kv_prefix_from_past_key_values(model, past_key_values=cache)
+            try:
+                initialize_kv_prefix_from_past_key_values(model, past_key_values=cache)
+            except ValueError as error:
+                raise ModelError(
+                    "method_refused",
+                    f"{type(base).__name__}: PEFT gives a prefix other sizes than its keys and "
+                    "values have; take method.mode: lora",
+                ) from error
         else:
             model.prompt_encoder[model.active_adapter].embedding.weight.copy_(embeddings(ids))
 

@@ -39,8 +39,9 @@ from ftcli.models.load import model_class
 
 # (rows, multiple of TOKENS): as many as the terms of the fit.
 POINTS = ((1, 1), (1, 2), (2, 1), (2, 2))
-# Long enough that the scores of written-out attention outweigh all else in a layer's backward pass.
-LONG = ((1, 8), (1, 16))
+# Multiples of TOKENS, long enough that the scores of written-out attention outweigh all else in a
+# layer's backward pass.
+LONG = (8, 16)
 
 
 class Measurer:
@@ -57,8 +58,8 @@ class Measurer:
         """What the layers of each kind save in one way."""
         runs = [self._run(way, point) for point in POINTS]
         passing = replace(way, trained=False)
-        peaks = [POINTS[0], *(LONG if way.eager or way.masked else ())]
-        alone = [self._run(passing, point) for point in peaks]
+        long = self._long() if way.eager or way.masked else ()
+        alone = [self._run(passing, point) for point in (POINTS[0], *((1, each) for each in long))]
         return Measured(
             way=way,
             kinds=tuple(
@@ -66,6 +67,7 @@ class Measurer:
                     [run.layers[place] for run in runs],
                     runs[-1].saved,
                     [run.layers[place].temporaries for run in alone],
+                    long,
                 )
                 for place in self._cut(way)[1].places
             ),
@@ -73,6 +75,13 @@ class Measurer:
             shared_passed=_shared([run.shared_passed for run in runs]),
             last_norm=_fit([run.last_norm for run in runs]),
         )
+
+    def _long(self) -> tuple[int, ...]:
+        """LONG, or what fits in the positions that a model has (GIT slices a table of 1,024)."""
+        text = self._config.get_text_config(decoder=True)
+        positions = getattr(text, "max_position_embeddings", None) or LONG[1] * TOKENS
+        far = min(LONG[1], positions // TOKENS)
+        return (far // 2, far) if far >= 4 else LONG
 
     def _run(self, way: Way, point: tuple[int, int]) -> Recorder:
         if (way, point) not in self._runs:
@@ -105,7 +114,9 @@ class Measurer:
         return self._cuts[key]
 
 
-def _saved(runs: Sequence[LayerRun], saved: set[int], temporaries: Sequence[int]) -> Saved:
+def _saved(
+    runs: Sequence[LayerRun], saved: set[int], temporaries: Sequence[int], long: Sequence[int]
+) -> Saved:
     last = runs[-1]
     order = {storage: number for number, storage in enumerate(dict.fromkeys(last.linear.values()))}
     return Saved(
@@ -113,17 +124,17 @@ def _saved(runs: Sequence[LayerRun], saved: set[int], temporaries: Sequence[int]
         norms=_fit([run.norms for run in runs]),
         before=tuple((name, _fit([run.before[name] for run in runs])) for name in last.before),
         inputs=tuple(number for storage, number in order.items() if storage in saved),
-        temporaries=_largest(*temporaries),
+        temporaries=_largest(temporaries, long),
     )
 
 
-def _largest(short: int, *long: int) -> tuple[Bytes, ...]:
+def _largest(peaks: Sequence[int], long: Sequence[int]) -> tuple[Bytes, ...]:
     """Of a short row, and the line through two long ones: the scores outweigh the rest there."""
-    found = Bytes(_short(short / TOKENS), 0)
+    found = Bytes(_short(peaks[0] / TOKENS), 0)
     if not long:
         return (found,)
-    tokens = [multiple * TOKENS for _, multiple in LONG]
-    near, far = (peak / each for peak, each in zip(long, tokens, strict=True))
+    tokens = [multiple * TOKENS for multiple in long]
+    near, far = (peak / each for peak, each in zip(peaks[1:], tokens, strict=True))
     per_pair = (far - near) / (tokens[1] - tokens[0])
     return found, Bytes(_short(near - per_pair * tokens[0]), _short(per_pair))
 
