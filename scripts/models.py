@@ -50,8 +50,8 @@ Every type of transformers' causal and image-text-to-text models. A tiny random 
 the same with gradient checkpointing;
 - **generates** (likewise): a batch with padding and a cache gives the tokens of a loop without;
 - **merges** (LoRA, QLoRA): the certificate of `ftcli merge` passes;
-- **resumes** (not again for QLoRA): a stopped and resumed run ends with the weights of one that \
-was not stopped, to the bit.
+- **resumes** (LoRA, full): a stopped and resumed run ends with the weights of one that was not \
+stopped, to the bit.
 
 `yes`: all of them. `no`: it does not train. Otherwise the steps that do not pass. A type of your \
 own, registered with transformers' Auto classes, trains like these.

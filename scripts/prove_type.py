@@ -53,6 +53,9 @@ from scripts.tiny_jobs import (
 NOT_AGAIN = {
     "qlora": ("checkpointing", "generates", "resumes"),
     "full": ("checkpointing", "generates"),
+    "bottleneck": ("resumes",),
+    "prefix-tuning": ("resumes",),
+    "prompt-tuning": ("resumes",),
 }
 MERGED = ("lora", "qlora")
 

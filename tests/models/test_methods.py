@@ -187,6 +187,18 @@ def test_every_type_of_model_is_quantised_as_it_is_estimated(
     assert sum(m.in_features * m.out_features for m in layers) == architecture.linear_parameters
 
 
+def test_layers_whose_rows_are_no_whole_blocks_stay_out_of_4_bits(tmp_path: Path) -> None:
+    """bitsandbytes 0.50 gives their weights the scales of other blocks, on a CPU."""
+    sizes = SIZES | {"hidden_size": 96, "head_dim": 16, "intermediate_size": 128}
+    config = AutoConfig.for_model("llama", **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = loaded(tmp_path, quantization(Qlora(mode="qlora"), torch.float32))
+    layers = four_bit_layers(model)
+    assert {name.rsplit(".", 1)[1] for name in layers} == {"o_proj", "down_proj"}
+    counted = sum(m.in_features * m.out_features for m in layers.values())
+    assert counted == architecture_of(config.to_dict()).quantised_parameters
+
+
 def test_a_base_with_layers_that_stay_in_16_bits_is_refused(base_folder: Path) -> None:
     skipped = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["up_proj", "lm_head"])
     with pytest.raises(ModelError, match="57,344 of 73,728 weights of its layers") as caught:

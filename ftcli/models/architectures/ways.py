@@ -77,11 +77,10 @@ class Measurer:
         )
 
     def _long(self) -> tuple[int, ...]:
-        """LONG, or what fits in the positions that a model has (GIT slices a table of 1,024)."""
+        """LONG; of a class with few positions as many as it has (GIT slices a table of 1,024)."""
         text = self._config.get_text_config(decoder=True)
-        positions = getattr(text, "max_position_embeddings", None) or LONG[1] * TOKENS
-        far = min(LONG[1], positions // TOKENS)
-        return (far // 2, far) if far >= 4 else LONG
+        most = (getattr(text, "max_position_embeddings", None) or LONG[1] * TOKENS) // TOKENS
+        return (most // 2, most) if 4 <= most < LONG[0] else LONG
 
     def _run(self, way: Way, point: tuple[int, int]) -> Recorder:
         if (way, point) not in self._runs:
