@@ -29,7 +29,8 @@ from ftcli.export.parity import (
     predictions_of,
 )
 from ftcli.inference.open_model import hardware_of, load_tuned_model
-from ftcli.kernels.expert_stacks import NF4_BLOCK, expert_stacks
+from ftcli.kernels.expert_stacks import expert_stacks
+from ftcli.memory.architecture import NF4_BLOCK
 from ftcli.memory.known_models import model_source
 from ftcli.models.adapters import open_adapter
 from ftcli.models.device import device_of, free_memory

@@ -16,10 +16,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-# Weights per scale: the default of bitsandbytes and transformers.
-NF4_BLOCK = 64
-# A stack's matrices are as wide as layers; narrower 3-D parameters are kernels of convolutions.
-NARROWEST = 16
+from ftcli.memory.architecture import LEAST_QUANTISED_WIDTH, NF4_BLOCK
 
 
 class Stack(NamedTuple):
@@ -54,7 +51,7 @@ def expert_stacks(model: PreTrainedModel) -> list[Stack]:
     for path, module in decoder.named_modules(prefix=prefix):
         quantised = getattr(module, "parametrizations", {})
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() == 3 and min(parameter.shape[1:]) >= NARROWEST:
+            if parameter.dim() == 3 and min(parameter.shape[1:]) >= LEAST_QUANTISED_WIDTH:
                 found.append(Stack(path, module, name))
         found += [Stack(path, module, name) for name in quantised]
     return found

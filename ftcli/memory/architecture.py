@@ -17,8 +17,9 @@ Head = Literal["plain", "scaled", "softcapped"]
 """What follows the head's product: nothing, a factor (Granite), or a tanh (Gemma 2)."""
 
 # Narrower modules stay out of 4 bits: gates of one number per head, coefficients (Gemma 3n).
+# Narrower 3-D parameters are no experts, but kernels of convolutions.
 LEAST_QUANTISED_WIDTH = 16
-# Weights of one scale: the default of bitsandbytes and transformers.
+# Weights per scale: the default of bitsandbytes and transformers.
 NF4_BLOCK = 64
 
 # Rows can be packed: proven equal to padded rows (tests/kernels/test_packed_families.py).
