@@ -4,8 +4,8 @@ python -m scripts.models [--jobs 2] [--only TYPE …] [--methods lora …]    # 
 python -m scripts.models --page                                           # the page alone
 
 Each type is proven in a process of its own (scripts/prove_type.py). docs/data/models.json keeps the
-results; types that it has from the same versions of the libraries are not proven again, unless
-named by --only.
+results; what it has from the same versions of the libraries is not proven again, unless named by
+--only.
 """
 
 from __future__ import annotations
@@ -120,6 +120,14 @@ def prove_types(types: Sequence[str], methods: Sequence[str], jobs: int) -> None
             print(model_type, f"{proof['seconds']} s", wrong or "yes", flush=True)
 
 
+def _is_proven(result: Mapping[str, Any] | None, methods: Sequence[str]) -> bool:
+    """Whether it has steps of all methods, or the type cannot be built at all."""
+    steps = result["steps"] if result else {}
+    return bool(steps) and (
+        steps.get("builds") != PASSED or all(_cell(steps, method) for method in methods)
+    )
+
+
 def _in_a_process(model_type: str, methods: Sequence[str]) -> dict[str, Any]:
     """The proof of a type; a process that ends or takes too long is a result too."""
     context = multiprocessing.get_context("fork")
@@ -222,7 +230,8 @@ def main(arguments: Sequence[str]) -> int:
     if not asked.page:
         found = read_results()
         current = found["types"] if found["versions"] == versions() else {}
-        types = asked.only or [each for each in model_types() if each not in current]
+        todo = [each for each in model_types() if not _is_proven(current.get(each), asked.methods)]
+        types = asked.only or todo
         prove_types(types, asked.methods, asked.jobs)
     PAGE.write_text(page(read_results()), encoding="utf-8")
     return 0

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ftcli.compat import attention_name
 from ftcli.config.recipe import Generation
 from ftcli.errors import FtcliError
 from ftcli.export.merge_run import MergeOptions, merge_run
@@ -121,11 +120,10 @@ def prove(
         with proof.step("builds"):
             model = write_model(config or tiny_config_of(model_type), folder / "model")
             proof.facts = _facts(model)
-            attention = attention_name(model)
             del model
         for method in methods:
             try:
-                _prove_method(proof, method, folder, attention, briefly=briefly)
+                _prove_method(proof, method, folder, briefly=briefly)
             except _EndError:
                 continue
     except _EndError:
@@ -143,10 +141,8 @@ def _facts(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _prove_method(
-    proof: Proof, method: str, folder: Path, attention: str, *, briefly: bool
-) -> None:
-    recipe = write_recipe(folder, method, attention=attention)
+def _prove_method(proof: Proof, method: str, folder: Path, *, briefly: bool) -> None:
+    recipe = write_recipe(folder, method)
     with proof.step(f"{method} trains"):
         job = job_of(recipe)
         started = time.monotonic()

@@ -130,16 +130,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def write_recipe(folder: Path, method: str, **training: Any) -> Path:
+def write_recipe(folder: Path, method: str) -> Path:
     """A recipe for the model in the folder; every run of it takes the same steps."""
     rows = folder / "rows.jsonl"
     if not rows.is_file():
         lines = [{"prompt": f"{n} " * (n % 5 + 1), "completion": "yes"} for n in range(ROWS)]
         rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    name = "-".join([method, *training])
     values = {
-        "name": name,
-        "model": {"id": str(folder / "model"), "attention": training.pop("attention", "auto")},
+        "name": method,
+        "model": {"id": str(folder / "model")},
         "method": METHODS[method],
         "data": {"train": str(rows), "validation": 0.2, "test": 0, "allow_overlap": True},
         "training": {
@@ -153,11 +152,10 @@ def write_recipe(folder: Path, method: str, **training: Any) -> Path:
             "gradient_checkpointing": False,
             "eval_steps": STEPS,
             "save_steps": STEPS,
-            **training,
         },
-        "output": str(folder / "runs" / name),
+        "output": str(folder / "runs" / method),
     }
-    file = folder / f"{name}.yaml"
+    file = folder / f"{method}.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
     return file
 
