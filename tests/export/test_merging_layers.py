@@ -147,7 +147,12 @@ ONE_BLOCK = {"layers_block_type": ["mamba", "hybrid", *["mamba"] * 4]}
 @pytest.mark.parametrize(
     ("model_type", "keys", "shared"),
     [
-        ("zamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4}, True),
+        pytest.param(
+            "zamba",
+            {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
+            True,
+            marks=pytest.mark.slow,  # it scans token by token
+        ),
         (
             "zamba2",
             {"mamba_ngroups": 1, "mamba_headdim": 64, **ONE_BLOCK},

@@ -40,6 +40,8 @@ FAMILIES = [
     "arcee",
     "granite",
 ]
+# Of them those that differ most.
+QUICK = ("llama", "phi3", "mixtral", "granite")
 TOKENS = 128
 TINY = Choices("lora", rank=4, seq_len=TOKENS, virtual_tokens=20, bottleneck=32, device="cpu")
 METHODS = {
@@ -126,7 +128,10 @@ def test_checkpointing_keeps_what_the_formula_says(method: str) -> None:
     assert abs(deviation(tiny_config(family), METHODS[method])) < 0.02
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(each, marks=[] if each in QUICK else [pytest.mark.slow]) for each in FAMILIES],
+)
 def test_layers_keep_what_the_formula_says_in_every_family(family: str) -> None:
     for mode, precision in (("full", "bf16"), ("lora", "pure-bf16")):
         choices = replace(METHODS[mode], precision=precision, gradient_checkpointing=False)
@@ -151,7 +156,13 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("tokens", [1024, pytest.param(8192, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in ("lfm2", "deepseek_v3") else [pytest.mark.slow])
+        for kind in KINDS
+    ],
+)
 def test_layers_of_other_kinds_keep_what_was_measured(kind: str, tokens: int) -> None:
     """Measured on rows of at most 512 tokens, and counted on long ones."""
     config = decoder_config(kind) if kind in DECODERS else tiny_config(kind, **OTHERS[kind])
@@ -162,7 +173,10 @@ def test_layers_of_other_kinds_keep_what_was_measured(kind: str, tokens: int) ->
         assert abs(off) < 0.03, (mode, rebuilt, off)
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma3_text", "phi3"])
+@pytest.mark.parametrize(
+    "family",
+    ["mistral", *(pytest.param(each, marks=pytest.mark.slow) for each in ("gemma3_text", "phi3"))],
+)
 def test_a_row_longer_than_the_window_brings_a_mask(family: str) -> None:
     config = tiny_config(family, sliding_window=TOKENS // 2)
     choices = replace(TINY, gradient_checkpointing=False)
@@ -191,7 +205,16 @@ def test_gemma_2_keeps_the_scores_that_eager_attention_makes() -> None:
             assert abs(deviation(tiny_config("gemma2"), choices)) < 0.02, (mode, rebuilt)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "mistral", "phi3"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ("qwen3", "gemma3_text", "mistral", "phi3")
+        ),
+    ],
+)
 def test_packed_rows_keep_what_the_formula_says(family: str) -> None:
     """With fused LoRA and cached dequantised weights."""
     for mode in ("full", "lora", "qlora"):

@@ -114,7 +114,7 @@ def test_the_reason_is_a_build_without_cuda_or_a_driver_that_is_too_old(
     assert "http" not in reason()
 
 
-@pytest.mark.parametrize("mode", ["lora", "qlora"])
+@pytest.mark.parametrize("mode", [pytest.param("lora", marks=pytest.mark.slow), "qlora"])
 def test_no_command_touches_the_gpu_with_a_recipe_that_says_cpu(
     mode: str,
     write_recipe: Callable[..., Path],

@@ -85,11 +85,16 @@ def test_a_file_is_opened_exactly_and_by_plain_peft_too(
     )
 
 
-def test_layers_of_other_recurrent_kinds_have_all_their_adapters() -> None:
-    """A gated delta net calls its `out_proj`; Jamba reads the weight of `dt_proj`."""
+def test_layers_of_a_delta_net_have_all_their_adapters() -> None:
+    """It calls its `out_proj`."""
     sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
     delta = mixture("qwen3_next", **sizes, layer_types=["linear_attention", "full_attention"])
     assert "model.layers.0.linear_attn.out_proj" in linear_names(delta)
+
+
+@pytest.mark.slow
+def test_a_projection_whose_weight_is_read_gets_no_adapter() -> None:
+    """Jamba's kernels read that of `dt_proj`; it scans token by token."""
     jamba = mixture(
         "jamba", mamba_d_state=8, mamba_dt_rank=4, attn_layer_period=2, attn_layer_offset=1
     )

@@ -71,8 +71,15 @@ def train(recipe: Path, folder: Path, processes: int) -> list[Any]:
     return [torch.load(folder / f"found-{rank}.pt") for rank in range(processes)]
 
 
-@pytest.mark.parametrize("packing", [True, False])
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("mode", "packing"),
+    [
+        ("lora", True),
+        ("full", False),
+        pytest.param("lora", False, marks=pytest.mark.slow),
+        pytest.param("full", True, marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_take_the_steps_of_one(
     mode: str, packing: bool, write_recipe: Recipes, tmp_path: Path
 ) -> None:

@@ -160,7 +160,7 @@ def test_the_config_of_a_hub_model_is_that_of_the_local_cache(
 
 
 @pytest.mark.fault(2)
-@pytest.mark.parametrize("name", ["lora", "full"])
+@pytest.mark.parametrize("name", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_damaged_weights_are_refused_by_all_that_use_them(
     name: str, place: Path, ask: Ask, observed: Callable[[str], None]
 ) -> None:

@@ -54,8 +54,15 @@ def test_eval_of_a_file_refuses_before_it_reads_a_row(place: Path, ask: Ask) -> 
     assert "recorded prompt 3, in use: the chat template refuses it: nothing fits" in message
 
 
-@pytest.mark.parametrize("name", ["lora", "full"])
-@pytest.mark.parametrize("edited", ["template", "base"])
+@pytest.mark.parametrize(
+    ("name", "edited"),
+    [
+        ("full", "template"),
+        ("lora", "base"),
+        pytest.param("full", "base", marks=pytest.mark.slow),
+        pytest.param("lora", "template", marks=pytest.mark.slow),
+    ],
+)
 def test_cached_scores_of_a_changed_run_are_not_shown(
     name: str, edited: str, place: Path, ask: Ask
 ) -> None:
