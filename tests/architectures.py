@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 64,
@@ -68,3 +70,21 @@ MODEL_TYPES = (
     "cohere",
     "cohere2",
 )
+# Of them those that differ most; as parameters, the others are in the slow tier.
+DISTINCT = (
+    "llama",
+    "mixtral",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "olmo2",
+    "granite",
+    "gpt_neox",
+    "falcon",
+    "cohere2",
+    "apertus",
+)
+DISTINCT_FIRST = [
+    pytest.param(name, marks=[] if name in DISTINCT else [pytest.mark.slow]) for name in MODEL_TYPES
+]

@@ -33,7 +33,7 @@ from ftcli.models.methods import (
     trainable_weights_restored,
 )
 from ftcli.models.targets import linear_names
-from tests.architectures import MODEL_TYPES
+from tests.architectures import DISTINCT_FIRST
 from tests.tiny_models import IDS, LINEAR, SIZES, falcon, gpt_neox, llama, logits, lora, phi3, shake
 
 # LoRA
@@ -171,7 +171,7 @@ def loaded(
     )
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", DISTINCT_FIRST)
 def test_every_type_of_model_is_quantised_as_it_is_estimated(
     model_type: str, tmp_path: Path
 ) -> None:

@@ -39,7 +39,7 @@ def method(request: pytest.FixtureRequest) -> dict[str, Any]:
     return ADAPTERS[request.param]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_preflight_takes_as_much_memory_as_a_whole_pass(
     method: dict[str, Any],
     checkpointing: bool,
