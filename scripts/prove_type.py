@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -249,7 +250,7 @@ def _require_none(names: list[str], what: str) -> None:
 
 def _is_router(model: nn.Module, name: str) -> bool:
     """Whether a weight is in a module next to experts that has an output for each."""
-    parts = name.split(".lora_")[0].split(".")
+    parts = name.split(".lora_")[0].removesuffix(".weight").split(".")
     parent = model.get_submodule(".".join(parts[:-1]))
     experts = getattr(parent, "experts", None)
     counts = {each.shape[0] for each in experts.parameters() if each.ndim == 3} if experts else ()
@@ -337,6 +338,7 @@ def quiet() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.disable(logging.WARNING)
+    os.environ["OMP_NUM_THREADS"] = "1"  # ftcli would take all cores
     torch.set_num_threads(1)
     gc.freeze()  # what the imports made; ftcli collects garbage between its stages
 

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from ftcli.compat import fake_tensors
+from ftcli.errors import ModelError
 from ftcli.memory.architecture import (
     Bytes,
     Measured,
@@ -58,8 +59,11 @@ class Measurer:
         """What the layers of each kind save in one way."""
         runs = [self._run(way, point) for point in POINTS]
         passing = replace(way, trained=False)
-        long = self._long() if way.eager or way.masked else ()
-        alone = [self._run(passing, point) for point in (POINTS[0], *((1, each) for each in long))]
+        long: tuple[int, ...] = ()
+        alone = [self._run(passing, POINTS[0])]
+        if way.eager or way.masked:
+            long, more = self._long(passing)
+            alone += more
         return Measured(
             way=way,
             kinds=tuple(
@@ -76,11 +80,16 @@ class Measurer:
             last_norm=_fit([run.last_norm for run in runs]),
         )
 
-    def _long(self) -> tuple[int, ...]:
-        """LONG; of a class with few positions as many as it has (GIT slices a table of 1,024)."""
-        text = self._config.get_text_config(decoder=True)
-        most = (getattr(text, "max_position_embeddings", None) or LONG[1] * TOKENS) // TOKENS
-        return (most // 2, most) if 4 <= most < LONG[0] else LONG
+    def _long(self, way: Way) -> tuple[tuple[int, ...], list[Recorder]]:
+        """Passes of LONG; of a class with a table of fewer positions, of as many as it has."""
+        for fewer in (1, 2, 4, 8):
+            long = tuple(each // fewer for each in LONG)
+            try:
+                return long, [self._run(way, (1, each)) for each in long]
+            except ModelError:
+                if fewer == 8:
+                    raise
+        raise AssertionError
 
     def _run(self, way: Way, point: tuple[int, int]) -> Recorder:
         if (way, point) not in self._runs:
