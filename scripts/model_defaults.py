@@ -21,7 +21,7 @@ LOOPED: dict[str, Any] = {
 INDEXER: dict[str, Any] = {
     "indexer_n_heads": 8,
     "indexer_kv_heads": 1,
-    "indexer_head_dim": 128,
+    "indexer_head_dim": 256,
     "indexer_budget": 2048,
     "indexer_compress_ratio": 4,
 }
@@ -95,5 +95,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": QWEN_VISION,
     "qwen2_vl": QWEN_VISION,
     "nemotron": {"num_key_value_heads": 8},
+    "gemma4_assistant": {
+        "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+    },
     "step3p7": {"text_config": {"sliding_window": 512}},
 }

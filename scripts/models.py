@@ -35,7 +35,7 @@ PAGE, FOUND = DOCS / "models.md", DOCS / "data" / "models.json"
 LIBRARIES = ("transformers", "peft", "bitsandbytes", "torch")
 METHODS = ("lora", "qlora", "full", "bottleneck", "prefix-tuning", "prompt-tuning")
 SECONDS = 400
-PASSED = "yes"
+PASSED, REFUSED = "yes", "refused"
 Results = dict[str, dict[str, Any]]
 INTRODUCTION = """<!-- written by make models -->
 # Model types
@@ -53,9 +53,12 @@ the same with gradient checkpointing;
 - **resumes** (LoRA, full): a stopped and resumed run ends with the weights of one that was not \
 stopped, to the bit.
 
-`yes`: all of them. `no`: it does not train. Otherwise the steps that do not pass. A type of your \
-own, registered with transformers' Auto classes, trains like these.
+`yes`: all of them. `no`: it does not train; `refused`: ftcli says why before any step. Otherwise \
+the steps that do not pass. A type of your own, registered with transformers' Auto classes, trains \
+like these.
 """
+# What begins the text of an error that is none of ftcli's own refusals.
+NOT_FORESEEN = "cannot be opened"
 # What a library's error means for a user.
 CAUSES: tuple[tuple[str, str], ...] = (
     (
@@ -166,7 +169,9 @@ def page(found: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             INTRODUCTION,
-            f"{_counts(results)} Versions: {named}.",
+            _counts(results),
+            "",
+            f"Versions: {named}.",
             "",
             f"| {' | '.join(head)} |",
             f"| {' | '.join('---' for _ in head)} |",
@@ -177,12 +182,21 @@ def page(found: Mapping[str, Any]) -> str:
 
 
 def _counts(results: Results) -> str:
-    counts = []
+    """A table: for each method, types that pass every step, that are refused, and others."""
+    rows = ["| method | types | pass every step | refused | neither |", "| --- |" + " --- |" * 4]
     for method in METHODS:
-        cells = [_cell(each["steps"], method) for each in results.values()]
-        proven = [cell for cell in cells if cell]
-        counts.append(f"{proven.count(PASSED)} of {len(proven)} with {method}")
-    return f"Types that pass every step, of those tried: {', '.join(counts)}."
+        passed, refused, neither = count_types(results, method)
+        total = passed + refused + neither
+        rows.append(f"| {method} | {total} | {passed} | {refused} | {neither} |")
+    return "\n".join(rows)
+
+
+def count_types(results: Results, method: str) -> tuple[int, int, int]:
+    """How many types pass every step, are refused with the cause, and do neither."""
+    cells = [_cell(each["steps"], method) for each in results.values()]
+    proven = [cell for cell in cells if cell]
+    passed, refused = proven.count(PASSED), proven.count(REFUSED)
+    return passed, refused, len(proven) - passed - refused
 
 
 def _row(model_type: str, result: Mapping[str, Any] | None) -> str:
@@ -197,12 +211,19 @@ def _row(model_type: str, result: Mapping[str, Any] | None) -> str:
 
 def _cell(steps: Mapping[str, str], method: str) -> str:
     own = {name: text for name, text in steps.items() if name.startswith(f"{method} ")}
-    if steps.get("builds") != PASSED:
-        return "no"
+    built = steps.get("builds", "")
+    if built != PASSED:
+        return REFUSED if _is_refused(built) else "no"
     failed = [name.split()[1] for name, text in own.items() if text != PASSED]
+    if _is_refused(own.get(f"{method} trains", "")):
+        return REFUSED
     if failed:
-        return f"no: {failed[0]}" if failed[0] == "trains" else f"but {', '.join(failed)}"
+        return "no" if failed[0] == "trains" else f"but {', '.join(failed)}"
     return PASSED if own else ""
+
+
+def _is_refused(text: str) -> bool:
+    return text.startswith("refused: ") and NOT_FORESEEN not in text
 
 
 def _causes(steps: Mapping[str, str]) -> Iterator[str]:
