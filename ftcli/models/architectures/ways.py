@@ -80,24 +80,23 @@ class Measurer:
             last_norm=_fit([run.last_norm for run in runs]),
         )
 
-    def _long(self, way: Way) -> tuple[tuple[int, ...], list[Recorder]]:
+    def _long(self, way: Way, fewer: int = 1) -> tuple[tuple[int, ...], list[Recorder]]:
         """Passes of LONG; of a class with a table of fewer positions, of as many as it has."""
-        for fewer in (1, 2, 4, 8):
-            long = tuple(each // fewer for each in LONG)
-            try:
-                return long, [self._run(way, (1, each)) for each in long]
-            except ModelError:
-                if fewer == 8:
-                    raise
-        raise AssertionError
+        long = tuple(each // fewer for each in LONG)
+        try:
+            return long, [self._run(way, (1, each)) for each in long]
+        except ModelError:
+            if fewer == LONG[0]:
+                raise
+            return self._long(way, 2 * fewer)
 
     def _run(self, way: Way, point: tuple[int, int]) -> Recorder:
         if (way, point) not in self._runs:
             with opening(self._config.model_type, "architecture"):
                 try:
                     found = self._run_once(way, point)
-                except CUT_ERRORS:  # as in `measure`
-                    if self._whole:
+                except CUT_ERRORS:  # as in `measure`: at the first pass, if at all
+                    if self._whole or self._runs:
                         raise
                     self._whole = True
                     self._cuts.clear()
