@@ -40,8 +40,9 @@ class Linear(NamedTuple):
     outputs: int
     reads: int
     """Modules of one number read the same tensor."""
-    cast_to: bool = False
-    """Inputs are cast to its weight's type: bytes, if it were in 4 bits."""
+    unquantised: bool = False
+    """Stays out of 4 bits: inputs are cast to its weight's type, which would be bytes, or
+    transformers quantises no layer of its class."""
 
     @property
     def elements(self) -> int:
@@ -52,7 +53,7 @@ class Linear(NamedTuple):
         """Whole blocks in each row: of others, bitsandbytes 0.50 mixes up the scales on a CPU
         (backends/cpu/ops.py, dequantize_4bit)."""
         whole = self.inputs % NF4_BLOCK == 0 and self.outputs >= LEAST_QUANTISED_WIDTH
-        return whole and not self.cast_to
+        return whole and not self.unquantised
 
 
 class Experts(NamedTuple):

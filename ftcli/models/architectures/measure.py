@@ -57,6 +57,8 @@ POINT = (1, 1)
 # Keys of a config that say how much is dropped: of attention weights, and of hidden states (Phi-3).
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
 
+# Subclasses of torch's Linear that a base in 4 bits is loaded without (ftcli.compat).
+REPLACED = ("FalconLinear",)
 # Private classes of torch: experts that look for their tokens by themselves (DBRX, JetMoe).
 ON_VALUES = ("DataDependentOutputException", "DynamicOutputShapeException")
 
@@ -192,7 +194,7 @@ def _kind(
             modules[name].in_features,
             modules[name].out_features,
             order[storage],
-            name.rpartition(".")[2] in read_weights(_parent(modules, name), CAST_TO_WEIGHT),
+            _is_unquantised(modules, name),
         )
         for name, storage in run.linear.items()
         if name in run.differentiable
@@ -217,6 +219,13 @@ def _kind(
         attention=tuple(run.attention_calls),
         window=window,
     )
+
+
+def _is_unquantised(modules: Mapping[str, nn.Module], name: str) -> bool:
+    kind = type(modules[name])
+    if kind is not nn.Linear and kind.__name__ not in REPLACED:
+        return True
+    return name.rpartition(".")[2] in read_weights(_parent(modules, name), CAST_TO_WEIGHT)
 
 
 def _parent(modules: Mapping[str, Any], name: str) -> nn.Module:
