@@ -249,9 +249,17 @@ def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PreTrainedModel:
 
 
 def adapter_targets(model: PreTrainedModel, placement: Placement) -> list[str]:
-    """Names of the last projections of attention and MLP."""
-    ends = block_ends(architecture_of_model(model).kinds[0], placement)
-    return [last_name(each.name) for each in ends]
+    """Names of the last projections of attention and MLP of all layers, in full where a module
+    outside of them has the same."""
+    architecture = architecture_of_model(model)
+    return shortened(
+        model,
+        [
+            f"{architecture.stack}.{layer}.{each.name}"
+            for layer in range(architecture.layers)
+            for each in block_ends(architecture.kind_of(layer), placement)
+        ],
+    )
 
 
 def names_of_ends(model: PreTrainedModel, ends: Sequence[str]) -> list[str]:
