@@ -130,14 +130,16 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def write_recipe(folder: Path, method: str) -> Path:
-    """A recipe for the model in the folder; every run of it takes the same steps."""
+def write_recipe(folder: Path, method: str, slower: int = 1) -> Path:
+    """A recipe for the model in the folder; every run of it takes the same steps, at so many times
+    less than the method's learning rate."""
     rows = folder / "rows.jsonl"
     if not rows.is_file():
         lines = [{"prompt": f"{n} " * (n % 5 + 1), "completion": "yes"} for n in range(ROWS)]
         rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    name = f"{method}-{slower}"
     values = {
-        "name": method,
+        "name": name,
         "model": {"id": str(folder / "model")},
         "method": METHODS[method],
         "data": {"train": str(rows), "validation": 0.2, "test": 0, "allow_overlap": True},
@@ -145,7 +147,7 @@ def write_recipe(folder: Path, method: str) -> Path:
             "max_steps": STEPS,
             "batch_size": BATCH,
             "micro_batch_size": MICRO_BATCH,
-            "learning_rate": RATES.get(method, RATE),
+            "learning_rate": RATES.get(method, RATE) / slower,
             "lr_scheduler": "constant",
             "packing": False,
             "precision": "fp32",
@@ -153,9 +155,9 @@ def write_recipe(folder: Path, method: str) -> Path:
             "eval_steps": STEPS,
             "save_steps": STEPS,
         },
-        "output": str(folder / "runs" / method),
+        "output": str(folder / "runs" / name),
     }
-    file = folder / f"{method}.yaml"
+    file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
     return file
 

@@ -215,21 +215,24 @@ def block_ends(kind: LayerKind, placement: Placement = "both") -> list[Linear]:
 
     Raises ModelError where a layer has none.
     """
-    width = kind.linear[-1].outputs if kind.linear else 0
-    blocks: dict[bool, Linear] = {}
-    for each in kind.linear:
-        if each.outputs == width:
-            first = each.name.split(".")[0] == kind.linear[0].name.split(".")[0]
-            blocks[first] = each
-    wanted = {"attention": [True], "mlp": [False], "both": [True, False]}[placement]
-    if any(each not in blocks for each in wanted):
-        name = "MLP" if True in blocks else "attention"
-        raise ModelError(
-            "method_refused",
-            "bottleneck adapters follow the last linear layers of attention and MLP, and the "
-            f"{name} of this model has none; set method.placement to the other, or use LoRA",
-        )
-    return [blocks[each] for each in wanted]
+    parts = [each.name.split(".")[0] for each in kind.linear]
+    # The MLP runs last; a layer of one part alone has no MLP but experts.
+    mlp = parts[-1] if len({*parts}) > 1 else None
+    ends = {
+        part == mlp: each
+        for part, each in zip(parts, kind.linear, strict=True)
+        if each.outputs == kind.linear[0].inputs
+    }
+    wanted = {"attention": [False], "mlp": [True], "both": [False, True]}[placement]
+    for each in wanted:
+        if each not in ends:
+            raise ModelError(
+                "method_refused",
+                "bottleneck adapters follow the last linear layers of attention and MLP, and the "
+                f"{'MLP' if each else 'attention'} of a layer has none; set method.placement to "
+                "the other, or use LoRA",
+            )
+    return [ends[each] for each in wanted]
 
 
 def adapters_per_layer(choices: Choices) -> int:

@@ -44,7 +44,7 @@ from ftcli.models.architectures.find import architecture_of_model
 from ftcli.models.bottleneck import BottleneckConfig
 from ftcli.models.targets import expert_names, kind_of, last_name, run_text, shortened, target_names
 from ftcli.models.text_forward import idle_modules
-from ftcli.models.virtual_tokens import init_virtual_tokens, require_prefix
+from ftcli.models.virtual_tokens import init_virtual_tokens, require_embeddings, require_prefix
 
 ENDS = ("embed_tokens", "lm_head")
 """Recipe names of input embeddings and head."""
@@ -105,6 +105,8 @@ def attach(
         return _train_what_text_reaches(model)
     if isinstance(method, PrefixTuning):
         require_prefix(model)
+    if isinstance(method, PromptTuning):
+        require_embeddings(model)
     config = _config(model, method)
     torch.manual_seed(seed)
     adapted = add_adapters(model, config)

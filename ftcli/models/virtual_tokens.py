@@ -131,6 +131,23 @@ def require_prefix(base: PreTrainedModel) -> None:
         )
 
 
+def require_embeddings(base: PreTrainedModel) -> None:
+    """Raise ModelError (`method_refused`) if the model does not run on embeddings alone."""
+    embeddings = base.get_input_embeddings()
+    if embeddings.weight.is_meta:  # sizes without weights
+        return
+    ids = torch.ones((1, 2), dtype=torch.long, device=embeddings.weight.device)
+    try:
+        with torch.no_grad():  # other vectors than those of words, which Gemma 4 looks up
+            base.eval()(inputs_embeds=2 * embeddings(ids) + 1, use_cache=False)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(
+            "method_refused",
+            f"{type(base).__name__} does not run on embeddings, which a soft prompt is made of "
+            f"({str(error).splitlines()[0]}); take method.mode: lora",
+        ) from error
+
+
 def init_virtual_tokens(model: PreTrainedModel, init_ids: Sequence[int]) -> None:
     """Initialise virtual tokens from these ids, cut or repeated to fit; without ids, random ones.
 

@@ -70,11 +70,13 @@ def require_mode(mode: Mode, architecture: Architecture) -> None:
             f"{name} has no linear layers that an adapter could follow; take method.mode: full",
         )
     if mode == "prefix-tuning" and any(not kind.attention for kind in architecture.kinds):
-        raise ModelError(
-            "method_refused",
-            f"{name} has layers without keys and values, which a prefix needs in every layer; take "
-            "method.mode: lora",
+        own = "sdpa" not in architecture.attention
+        why = (
+            "computes attention in its own way, in which ftcli cannot count a prefix"
+            if own
+            else "has layers without keys and values, which a prefix needs in every layer"
         )
+        raise ModelError("method_refused", f"{name} {why}; take method.mode: lora")
 
 
 def options_of(asked: FitRequest, hardware: Hardware) -> Options:
