@@ -117,7 +117,7 @@ def test_a_mixture_of_experts_is_planned(mode: str) -> None:
 
 def test_a_bottleneck_needs_a_layer_that_it_can_follow() -> None:
     mixture = find_architecture("mixtral-8x7b")
-    with pytest.raises(ModelError, match=r"the MLP of this model has none; set method\.placement"):
+    with pytest.raises(ModelError, match=r"the MLP of a layer has none; set method\.placement"):
         make_plan(recipe("bottleneck"), mixture, PROFILE, card("H200"))
 
 
