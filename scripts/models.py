@@ -57,7 +57,7 @@ stopped, to the bit.
 the steps that do not pass. A type of your own, registered with transformers' Auto classes, trains \
 like these.
 """
-# What begins the text of an error that is none of ftcli's own refusals.
+# In the text of an error that ftcli does not foresee.
 NOT_FORESEEN = "cannot be opened"
 # What a library's error means for a user.
 CAUSES: tuple[tuple[str, str], ...] = (
