@@ -178,8 +178,14 @@ def _config(
                 init_weights="zero" if method.projection else None,
             )
         case PromptTuning():
+            architecture = architecture_of_model(model)
+            heads = [call.heads for kind in architecture.kinds for call in kind.attention]
             return PromptTuningConfig(
                 task_type="CAUSAL_LM",
+                # PEFT finds these by the usual keys of a config only, and a prompt needs the width.
+                num_layers=architecture.layers,
+                num_attention_heads=heads[0] if heads else 1,
+                token_dim=architecture.hidden,
                 num_virtual_tokens=method.virtual_tokens,
                 prompt_tuning_init=PromptTuningInit.RANDOM,  # init_virtual_tokens follows
             )

@@ -139,13 +139,15 @@ def require_embeddings(base: PreTrainedModel) -> None:
     ids = torch.ones((1, 2), dtype=torch.long, device=embeddings.weight.device)
     try:
         with torch.no_grad():  # other vectors than those of words, which Gemma 4 looks up
-            base.eval()(inputs_embeds=2 * embeddings(ids) + 1, use_cache=False)
+            base.train()(inputs_embeds=2 * embeddings(ids) + 1, use_cache=False)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ModelError(
             "method_refused",
             f"{type(base).__name__} does not run on embeddings, which a soft prompt is made of "
             f"({str(error).splitlines()[0]}); take method.mode: lora",
         ) from error
+    finally:
+        base.eval()
 
 
 def init_virtual_tokens(model: PreTrainedModel, init_ids: Sequence[int]) -> None:
