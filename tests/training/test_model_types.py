@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from scripts.models import PAGE, model_types, page, read_results
+from scripts.models import METHODS, PAGE, count_types, model_types, page, read_results
 from scripts.prove_type import Proof, prove, quiet
 
 # One of each kind of layer: attention with a window, a hybrid with linear attention, state spaces,
@@ -93,3 +93,9 @@ def test_the_page_has_a_row_for_each_type_and_says_what_was_found() -> None:
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()]
     assert [kind for kind in model_types() if kind not in rows] == []
     assert page(read_results()) == text
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_types_train_or_are_refused_with_the_cause(method: str) -> None:
+    passed, refused, neither = count_types(read_results()["types"], method)
+    assert passed + refused >= 0.95 * (passed + refused + neither)
