@@ -99,7 +99,7 @@ def _head_call(
     if not made_by:
         raise unknown_head(network, "no linear layer makes them")
     head, (inputs, *_), _ = made_by[-1]
-    if others := {name for name, _ in head.named_parameters()} - {"weight", "bias"}:
+    if others := {name for name, _ in head.named_parameters(recurse=False)} - {"weight", "bias"}:
         raise unknown_head(network, f"its head has other weights, too ({', '.join(others)})")
     return head, inputs
 
