@@ -289,7 +289,7 @@ class _Experts(torch.autograd.Function):
         (inner_grad,) = torch.autograd.grad(gated, inner, (gated_grad * scales).to(last.dtype))
         first_grads, hidden_grad = [], None
         if count:
-            # Without a name, so that the rows are gone before their gradient is there.
+            # No name keeps the rows, so that they are gone before their gradient comes.
             first_grads = first.factors_grad(
                 hidden[tokens].to(first.dtype), inner_grad, order, factors[:count]
             )

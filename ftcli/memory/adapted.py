@@ -127,11 +127,7 @@ def adapted_stacks(
 
     Raises ModelError (`method_refused`, `layers`).
     """
-    stacks = [
-        (layer, each, f"{architecture.stack}.{layer}.{each.name}")
-        for layer in range(architecture.layers)
-        for each in architecture.kind_of(layer).experts
-    ]
+    stacks = list(architecture.expert_stacks())
     name = architecture.name or architecture.model_type
     if not stacks:
         raise ModelError(

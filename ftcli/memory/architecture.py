@@ -299,14 +299,11 @@ class Architecture:
             for linear in self.kind_of(layer).linear:
                 yield f"{self.stack}.{layer}.{linear.name}", linear
 
-    def expert_sizes(self) -> dict[str, tuple[int, int, int]]:
-        """Full names of the stacks of experts of all layers, with their sizes."""
-        return {
-            f"{self.stack}.{layer}.{each.name}": (each.number, each.rows, each.columns)
-            for kind in self.kinds
-            for layer in kind.layers
-            for each in kind.experts
-        }
+    def expert_stacks(self) -> Iterator[tuple[int, Experts, str]]:
+        """Stacks of experts of all layers: layer, stack, and full name."""
+        for layer in range(self.layers):
+            for each in self.kind_of(layer).experts:
+                yield layer, each, f"{self.stack}.{layer}.{each.name}"
 
     def unquantised_pattern(self) -> str:
         """A regular expression for the names of all modules that stay out of 4 bits."""

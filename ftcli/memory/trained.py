@@ -216,7 +216,7 @@ def block_ends(kind: LayerKind, placement: Placement = "both") -> list[Linear]:
     Raises ModelError where a layer has none.
     """
     parts = [each.name.split(".")[0] for each in kind.linear]
-    # The MLP runs last; a layer of one part alone has no MLP but experts.
+    # The MLP runs last. A layer whose linear modules are of one part has none, maybe experts.
     mlp = parts[-1] if len({*parts}) > 1 else None
     ends = {
         part == mlp: each

@@ -186,7 +186,8 @@ def load_base(
     if quantization is not None and not dequantised:
         extra["quantization_config"] = _of_measured_layers(quantization, config)
         extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to the GPU
-        stacks = architecture_of_config(config).expert_sizes()
+        found = architecture_of_config(config).expert_stacks()
+        stacks = {name: (each.number, each.rows, each.columns) for _, each, name in found}
     if device.type == "cuda" and (quantization is None or not dequantised):
         extra["device_map"] = {"": device}  # what is dequantised would take 16 bits there
     has_towers = config.get_text_config(decoder=True) is not config

@@ -17,6 +17,7 @@ from transformers import DynamicLayer, PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ftcli.errors import ModelError
+from ftcli.models.device import is_out_of_memory
 
 
 def virtual_tokens(model: PreTrainedModel) -> int:
@@ -141,6 +142,8 @@ def require_embeddings(base: PreTrainedModel) -> None:
         with torch.no_grad():  # other vectors than those of words, which Gemma 4 looks up
             base.train()(inputs_embeds=2 * embeddings(ids) + 1, use_cache=False)
     except (RuntimeError, ValueError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             "method_refused",
             f"{type(base).__name__} does not run on embeddings, which a soft prompt is made of "

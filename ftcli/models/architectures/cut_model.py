@@ -29,21 +29,20 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from ftcli.compat import attention_name, attention_named
 from ftcli.errors import ModelError
 from ftcli.kernels.experts import use_own_experts
-from ftcli.memory.architecture import (
-    Way,
-)
+from ftcli.memory.architecture import Way
 from ftcli.models.architectures.saved_bytes import (
     FusedAttention,
     GroupedProduct,
     Recorder,
 )
 from ftcli.models.load import mend_text_forward
+from ftcli.models.text_forward import not_on_text
 
 NAME = "ftcli_counted"
 # Tokens of the shortest row; linear attention works in chunks of at most 256.
 TOKENS = 256
-# What a forward pass that counts the layers raises on a cut model: Gemma 3n, Zamba 2, Mllama.
-CUT_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+# What a pass that counts the layers raises on a cut model: Gemma 3n, Zamba 2, Mllama.
+CUT_ERRORS = (ModelError, RuntimeError, LookupError)
 # Rotations whose angles depend on the longest row (transformers 5.24, modeling_rope_utils.py).
 STRETCHED = ("dynamic", "longrope")
 
@@ -199,7 +198,10 @@ class CutModel:
             contexts.enter_context(recorder)
             with torch.autocast("cpu", torch.bfloat16, enabled=way.autocast):
                 ids = torch.zeros(rows, tokens, dtype=torch.long)
-                logits = model(input_ids=ids, use_cache=False).logits
+                try:
+                    logits = model(input_ids=ids, use_cache=False).logits
+                except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+                    raise not_on_text(model.config.model_type, error) from error
             recorder.end_of_forward()
             logits.backward(torch.empty_like(logits))
         return recorder

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    CONFIG_MAPPING,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from ftcli.compat import attention_name, fake_tensors
 from ftcli.errors import ModelError
@@ -42,22 +39,17 @@ from ftcli.models.architectures.cut_model import (
     stack_of,
     stretches_positions,
 )
-from ftcli.models.architectures.saved_bytes import (
-    LayerRun,
-    Recorder,
-)
+from ftcli.models.architectures.saved_bytes import LayerRun, Recorder
 from ftcli.models.files.untrusted import opening
 from ftcli.models.load import model_class
 from ftcli.models.targets import CAST_TO_WEIGHT, read_weights
-from ftcli.models.text_forward import not_on_text
 
 STRUCTURE = Way(2, True, quantised=False, eager=False, masked=False, trained=False)
 # One row of the shortest length.
 POINT = (1, 1)
 # Keys of a config that say how much is dropped: of attention weights, and of hidden states (Phi-3).
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
-
-# Subclasses of torch's Linear that a base in 4 bits is loaded without (ftcli.compat).
+# Subclasses of torch's Linear that ftcli replaces by it when it loads a base in 4 bits.
 REPLACED = ("FalconLinear",)
 # Private classes of torch: experts that look for their tokens by themselves (DBRX, JetMoe).
 ON_VALUES = ("DataDependentOutputException", "DynamicOutputShapeException")
@@ -90,14 +82,12 @@ def _with_floats(value: Any) -> Any:
 def measure(config: PreTrainedConfig) -> Architecture:
     """The architecture of the model that a config makes; raises ModelError."""
     with opening(config.model_type, "architecture"):
+        kind = model_class(as_measured(config))
         try:
-            return _measured_on(config, whole=False)
+            return _measured_on(kind, config, whole=False)
         except CUT_ERRORS as error:
             _refuse_values(config, error)
-        try:
-            return _measured_on(config, whole=True)
-        except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
-            raise not_on_text(config.model_type, error) from error
+        return _measured_on(kind, config, whole=True)
 
 
 def _refuse_values(config: PreTrainedConfig, error: Exception) -> None:
@@ -109,9 +99,8 @@ def _refuse_values(config: PreTrainedConfig, error: Exception) -> None:
         ) from error
 
 
-def _measured_on(config: PreTrainedConfig, *, whole: bool) -> Architecture:
+def _measured_on(kind: Any, config: PreTrainedConfig, *, whole: bool) -> Architecture:
     """Measured on one layer of each kind, or on the whole model."""
-    kind = model_class(as_measured(config))
     with fake_tensors():
         model = build_model(kind, config, STRUCTURE)
         parameters = dict(model.named_parameters())
@@ -173,7 +162,7 @@ def _checkpoints(cut: CutModel) -> bool:
     to them in place, which torch refuses where they ask for a gradient."""
     try:
         cut.run(STRUCTURE, POINT, checkpointing=True)
-    except (RuntimeError, ValueError):
+    except (ModelError, RuntimeError, ValueError):
         return False
     return True
 
@@ -243,8 +232,9 @@ def _is_linear(module: nn.Linear) -> bool:
     """Whether a module computes what torch's Linear does: subclasses may be routers or groups."""
     if type(module).forward is nn.Linear.forward:
         return True
-    real = {name: torch.randn(each.shape) for name, each in module.named_parameters()}
-    read = torch.randn(1, 2, module.in_features)
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    real = {name: draw(each.shape) for name, each in module.named_parameters()}
+    read = draw(1, 2, module.in_features)
     try:
         found = torch.func.functional_call(module, real, (read,))
     except (RuntimeError, TypeError, ValueError, AttributeError):  # takes or gives something else

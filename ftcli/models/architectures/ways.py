@@ -9,19 +9,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedConfig,
-)
+from transformers import PreTrainedConfig
 
 from ftcli.compat import fake_tensors
 from ftcli.errors import ModelError
-from ftcli.memory.architecture import (
-    Bytes,
-    Measured,
-    Saved,
-    Shared,
-    Way,
-)
+from ftcli.memory.architecture import Bytes, Measured, Saved, Shared, Way
 from ftcli.models.architectures.cut_model import (
     CUT_ERRORS,
     TOKENS,
@@ -31,10 +23,7 @@ from ftcli.models.architectures.cut_model import (
     build_model,
     stack_of,
 )
-from ftcli.models.architectures.saved_bytes import (
-    LayerRun,
-    Recorder,
-)
+from ftcli.models.architectures.saved_bytes import LayerRun, Recorder
 from ftcli.models.files.untrusted import opening
 from ftcli.models.load import model_class
 

@@ -138,8 +138,8 @@ def with_flags(
             training = training.model_copy(update={"precision": precision})
         choices = choices_of(sections, recipe.method, training, rows, hardware)
         recomputes = why_no_checkpointing(choices.mode, architecture) is None
-        if not recomputes:
-            choices = replace(choices, gradient_checkpointing=False)
+        wanted = choices.gradient_checkpointing and recomputes
+        choices = replace(choices, gradient_checkpointing=wanted)
         if model is None and "target_modules" not in flags:
             # Raises for names that match nothing, and for experts that are none, with the line.
             trainable_parameters(architecture, choices)

@@ -237,7 +237,6 @@ def choices_of(
     `auto` is the smallest value, bf16 and sdpa; without hardware the device is a GPU.
     """
     micro_batch = 1 if training.micro_batch_size == "auto" else training.micro_batch_size
-    checkpointing = training.gradient_checkpointing
     return Choices(
         **choices_of_method(method),
         l2_sp=training.l2_sp > 0,
@@ -248,7 +247,7 @@ def choices_of(
         seq_len=rows.longest_tokens,
         micro_batch=micro_batch,
         gradient_accumulation=training.batch_size // micro_batch,
-        gradient_checkpointing=checkpointing is not False and method.mode != "prefix-tuning",
+        gradient_checkpointing=training.gradient_checkpointing is not False,
         label_share=rows.label_share,
         device="cuda" if hardware is None or hardware.kind == "cuda" else "cpu",
     )
