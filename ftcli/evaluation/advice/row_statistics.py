@@ -311,8 +311,8 @@ def lengths(rows: Iterable[DataRow]) -> Lengths | None:
     """Of prompts and answers; None: no rows."""
     import numpy
 
-    pairs = ((row.prompt_tokens, row.answer_tokens) for row in rows)
-    both = numpy.fromiter(pairs, dtype=numpy.dtype((int, 2)))
+    counts = (count for row in rows for count in (row.prompt_tokens, row.answer_tokens))
+    both = numpy.fromiter(counts, numpy.int64).reshape(-1, 2)
     if not len(both):
         return None
     longest = int(both.max())
