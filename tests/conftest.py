@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -68,12 +69,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
-@pytest.fixture(scope="session", autouse=True)
+IMPORTED = 0  # modules when the collector was last asked to leave them alone
+
+
+@pytest.fixture(autouse=True)
 def _imports_are_no_garbage() -> None:
     """As ftcli's own processes have it (ftcli.kernels.cpu): looking through all that torch and
     transformers import takes 0.4 s, twice a training."""
-
-    gc.freeze()
+    global IMPORTED
+    if len(sys.modules) > IMPORTED + 50:
+        gc.collect()
+        gc.freeze()
+        IMPORTED = len(sys.modules)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -47,8 +47,10 @@ PIECES = (
     *("<end_of_turn>", "<bos>", "</s>", "[INST]", "<|", "|>", "user\n", "assistant"),
     *("\n", "\n\n", " ", "  ", "\t", "'s", ":", "the", " answer"),
 )
-# ▁ is how SentencePiece writes a space; private-use characters stand for control tokens.
-CHARACTERS = st.characters(exclude_categories=("Cs", "Co"), exclude_characters="▁")
+# ▁ is how SentencePiece writes a space; the planes of private use stand for control tokens.
+CHARACTERS = st.characters(
+    exclude_categories=("Cs", "Co"), max_codepoint=0xEFFFF, exclude_characters="▁"
+)
 CONTENTS = (
     st.lists(st.sampled_from(PIECES) | st.text(CHARACTERS, max_size=6), max_size=8)
     .map("".join)

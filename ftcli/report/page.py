@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,6 @@ def write_report(run: RunFolder) -> ReportFigures:
 
 def page(figures: ReportFigures) -> str:
     """HTML; the same figures give the same text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     redact = redactor()
@@ -67,20 +67,30 @@ def page(figures: ReportFigures) -> str:
         shown = redact(text)
         return samples.marked(shown, findings if shown == text else ())
 
-    def hash_of(text: str) -> str:
-        """The hash with which a Content-Security-Policy allows inline text."""
-        digest = hashlib.sha256(text.encode("utf-8")).digest()
-        return f"sha256-{base64.b64encode(digest).decode('ascii')}"
+    style, script = (
+        (FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+    )
+    return _template().render(
+        redact=redact,
+        figures=figures,
+        verdict=figures.verdict(figures.command_name),
+        style=Markup(style),
+        script=Markup(script),
+        pieces=pieces,
+    )
 
-    def picture(chart: charts.Chart) -> str:
-        """A chart as the data URL of an image."""
-        svg = charts.draw(chart).encode("utf-8")
-        return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
 
-    def finalized(value: Any) -> Any:
+@cache
+def _template() -> Any:
+    """The page's template, with the functions it calls."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+    from markupsafe import Markup
+
+    @pass_context
+    def finalized(context: Mapping[str, Any], value: Any) -> Any:
         """Redact every value that is not our own markup."""
         is_text = isinstance(value, str) and not isinstance(value, Markup)
-        return redact(value).translate(CLEAR) if is_text else value
+        return context["redact"](value).translate(CLEAR) if is_text else value
 
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
@@ -90,20 +100,19 @@ def page(figures: ReportFigures) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = (
-        (FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
-    )
-    return environment.get_template("page.html.jinja").render(
-        figures=figures,
-        verdict=figures.verdict(figures.command_name),
-        style=Markup(style),
-        script=Markup(script),
-        hash_of=hash_of,
-        picture=picture,
-        samples=samples,
-        tables=tables,
-        pieces=pieces,
-        summary_of=summary_of,
-        shown_size=shown_size,
-        counted=counted,
-    )
+    called = (_hash_of, _picture, summary_of, shown_size, counted)
+    environment.globals |= {function.__name__.lstrip("_"): function for function in called}
+    environment.globals |= {"samples": samples, "tables": tables}
+    return environment.get_template("page.html.jinja")
+
+
+def _hash_of(text: str) -> str:
+    """The hash with which a Content-Security-Policy allows inline text."""
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
+
+
+def _picture(chart: charts.Chart) -> str:
+    """A chart as the data URL of an image."""
+    svg = charts.draw(chart).encode("utf-8")
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"

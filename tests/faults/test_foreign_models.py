@@ -144,7 +144,7 @@ def test_the_pickles_would_have_executed(base: Path, attack: Attack) -> None:
 
 def code_for_an_unknown_type(base: Path) -> str:
     change_json(base / "config.json", auto_map=CODE, model_type="evil")
-    return "model_type 'evil' is not one whose layers ftcli knows"
+    return "model_type 'evil' is not in transformers"
 
 
 def another_config(base: Path) -> str:
