@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftcli.console import Reporter, counted
 from ftcli.evaluation.verdicts import summary_of
@@ -25,6 +25,9 @@ from ftcli.runs.atomic import write_text
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.results import Finding
 from ftcli.shell import command, shown_size
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 FOLDER = Path(__file__).parent
 # Code points that HTML does not allow ("preprocessing the input stream"): control characters are
@@ -81,7 +84,7 @@ def page(figures: ReportFigures) -> str:
 
 
 @cache
-def _template() -> Any:
+def _template() -> Template:
     """The page's template, with the functions it calls."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
     from markupsafe import Markup
