@@ -29,9 +29,13 @@ Observed = Callable[[str], None]
 # Before torch is loaded: threads that spin at barriers take the cores from the other workers.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
+# Workers share the cores, and models this small wait for threads more than they compute.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # How long an example takes says more about what else the machine does.
-hypothesis.settings.register_profile("any machine", deadline=None)
-hypothesis.settings.load_profile("any machine")
+hypothesis.settings.register_profile("all", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=30)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -40,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Before any of them uses CUDA, which reads this once.
     """
+    hypothesis.settings.load_profile("quick" if "not slow" in config.option.markexpr else "all")
     if not wants_gpu(config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

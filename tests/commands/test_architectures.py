@@ -25,7 +25,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     ("family", "mode"),
     [
         ("fused queries and gates", "lora"),
-        ("biases", "full"),
         ("linear layers of its own class", "qlora"),
         *(
             pytest.param(family, mode, marks=pytest.mark.slow)

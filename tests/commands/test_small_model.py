@@ -71,6 +71,7 @@ def test_a_shipped_recipe_runs_on_the_small_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     few = ("training.max_steps=3", "training.eval_steps=3", "training.batch_size=2")
+    few += ("generation.max_new_tokens=8",)
     rate = f"training.learning_rate={MARGINS[mode][0]}"
     flags = overrides(small_model, tmp_path / "run", *few, rate)
     path = RECIPES / f"ecommerce-{mode}.yaml"

@@ -84,12 +84,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Whole:
     [
         # The check of the longest batch takes one call, each step two.
         ("a step", 5, 2, signal.SIGINT),
-        ("a step", 9, 4, signal.SIGTERM),
+        pytest.param("a step", 9, 4, signal.SIGTERM, marks=pytest.mark.slow),
         # The check takes one, and each validation four; the first is before the first step.
         ("a validation", 7, 2, signal.SIGTERM),
         ("a validation", 9, 2, signal.SIGINT),
         # The check takes one; then step 2 for its validation, step 3.
-        ("a save", 2, 2, signal.SIGINT),
+        pytest.param("a save", 2, 2, signal.SIGINT, marks=pytest.mark.slow),
         ("a save", 3, 3, signal.SIGTERM),
     ],
 )

@@ -202,13 +202,16 @@ def test_a_step_of_few_tokens_peaks_where_the_formula_says(name: str) -> None:
             assert abs(off) < 0.06, (rebuilt, off)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "choices",
     [
         replace(LORA, modules_to_save=("lm_head",)),
-        replace(LORA, modules_to_save=("embed_tokens",)),
-        replace(LORA, modules_to_save=("lm_head",), precision="pure-bf16"),
+        pytest.param(replace(LORA, modules_to_save=("embed_tokens",)), marks=pytest.mark.slow),
+        pytest.param(
+            replace(LORA, modules_to_save=("lm_head",), precision="pure-bf16"),
+            marks=pytest.mark.slow,
+        ),
         Choices("full", "pure-bf16", device="cpu"),
     ],
 )

@@ -141,7 +141,9 @@ def train_alone(recipe: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("mode", ["full", "lora", "qlora"])
+@pytest.mark.parametrize(
+    "mode", ["lora", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("full", "qlora"))]
+)
 def test_a_training_records_what_it_took(
     mode: str, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -179,7 +179,7 @@ def distance(one: Weights, other: Weights) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("mode", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_zero_is_training_without_it(
     mode: str, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
@@ -201,20 +201,23 @@ def test_a_strong_pull_keeps_weights_near_their_start(
 ) -> None:
     start = load_file(tiny_model / "model.safetensors")
     away = {}
-    for strength in (0, 100, 800):
+    for strength in (0, 800):
         name = f"by-{strength}"
         training = {**FP32, "epochs": 4, "lr_scheduler": "constant", **l2_sp(strength)}
         assert train(write_recipe(name, method=METHODS["full"], training=training)) == 0
         away[strength] = distance(weights(tmp_path / "runs" / name), start)
-    assert away[800] < away[100] < away[0]
+    assert away[800] < away[0]
     # Steps of AdamW are about as long as the learning rate: the pull is as strong at 1 / strength.
-    assert away[800] < 2 / 800 and away[100] < 2 / 100
+    assert away[800] < 2 / 800
 
 
 @pytest.mark.parametrize(
     "name",
-    ["full", "lora"]
-    + [pytest.param(name, marks=pytest.mark.slow) for name in ("modules", "projection", "qlora")],
+    ["lora"]
+    + [
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("full", "modules", "projection", "qlora")
+    ],
 )
 def test_a_stopped_run_resumes_to_the_same_weights(
     name: str, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch

@@ -34,7 +34,14 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=ADAPTERS)
+VARIED = ("dora", "few layers")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in VARIED else []) for name in ADAPTERS
+    ]
+)
 def method(request: pytest.FixtureRequest) -> dict[str, Any]:
     return ADAPTERS[request.param]
 

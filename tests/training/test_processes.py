@@ -75,7 +75,7 @@ def train(recipe: Path, folder: Path, processes: int) -> list[Any]:
     ("mode", "packing"),
     [
         ("lora", True),
-        ("full", False),
+        pytest.param("full", False, marks=pytest.mark.slow),
         pytest.param("lora", False, marks=pytest.mark.slow),
         pytest.param("full", True, marks=pytest.mark.slow),
     ],

@@ -75,7 +75,9 @@ def recipe(**method: Any) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "tied", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tied", "untied"]
+)
 @pytest.mark.parametrize("family", DISTINCT_FIRST)
 def test_a_tiny_model_of_every_type_has_the_names_of_the_original(family: str, tied: bool) -> None:
     original = large(family, tie_word_embeddings=tied)
