@@ -57,10 +57,15 @@ def secret_in(text: str) -> str | None:
 def _known() -> Iterator[tuple[str, str]]:
     """Secrets of this machine's user, each with the name of its variable or file."""
     for name, value in os.environ.items():
-        if NAMES.search(name) and name not in NO_SECRETS and len(value) >= SHORTEST:
+        if len(value) >= SHORTEST and _names_a_secret(name):
             yield name, value
     for path in _token_files():
         yield from ((str(path), value) for value in _tokens(path))
+
+
+@functools.cache
+def _names_a_secret(variable: str) -> bool:
+    return NAMES.search(variable) is not None and variable not in NO_SECRETS
 
 
 def _token_files() -> tuple[Path, ...]:

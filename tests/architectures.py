@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
+from tests.tiers import tiers
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -71,20 +71,5 @@ MODEL_TYPES = (
     "cohere2",
 )
 # Of them those that differ most; as parameters, the others are in the slow tier.
-DISTINCT = (
-    "llama",
-    "mixtral",
-    "gemma2",
-    "gemma3_text",
-    "phi",
-    "phi3",
-    "olmo2",
-    "granite",
-    "gpt_neox",
-    "falcon",
-    "cohere2",
-    "apertus",
-)
-DISTINCT_FIRST = [
-    pytest.param(name, marks=[] if name in DISTINCT else [pytest.mark.slow]) for name in MODEL_TYPES
-]
+DISTINCT = ("llama", "mixtral", "gemma3_text", "phi3", "gpt_neox", "falcon", "cohere2")
+DISTINCT_FIRST = tiers(MODEL_TYPES, *DISTINCT)

@@ -138,7 +138,7 @@ def run(arguments: Sequence[str]) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
     try:
         # typer turns Ctrl-C into this code without a message.
-        code = app(args=list(arguments), standalone_mode=False) or 0
+        code = _command()(args=list(arguments), standalone_mode=False) or 0
         if code == EXIT_INTERRUPTED:
             return _failed("interrupted", "interrupted", EXIT_INTERRUPTED, as_json)
         return code
@@ -154,6 +154,12 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     except Exception as error:  # noqa: BLE001 - the one place that catches everything
         return _unforeseen(error, as_json)
+
+
+@functools.cache
+def _command() -> Any:
+    """The command that typer makes of the functions above: a program may run many."""
+    return typer.main.get_command(app)
 
 
 def _command_of(error: Any) -> str:

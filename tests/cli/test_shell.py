@@ -364,6 +364,7 @@ def test_what_needs_no_training_runs_without_unix(arguments: list[str], here: Pa
     assert done.stdout
 
 
+@pytest.mark.slow
 def test_what_measures_memory_is_imported_without_unix() -> None:
     # psutil imports it where the system has it.
     code = "import psutil, sys; sys.modules['resource'] = None; import ftcli.training.preflight"

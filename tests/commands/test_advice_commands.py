@@ -19,6 +19,7 @@ from ftcli.runs.folder import RunFolder
 from tests.commands.test_training import stop_at
 from tests.compared import in_this_process
 from tests.conftest import save_recipe, save_rows
+from tests.tiers import tiers
 
 # Names that a shell would take apart.
 DONE, STOPPED, NEW = "my shop", "my stopped", "my new"
@@ -177,7 +178,7 @@ QUICK = ("eval of a stopped run", "another recipe on a finished run", "no data",
 
 @pytest.mark.parametrize(
     "situation",
-    [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in SITUATIONS],
+    tiers(SITUATIONS, *QUICK),
 )
 def test_what_is_advised_runs(project: Path, situation: str) -> None:
     provoke, count = SITUATIONS[situation]
@@ -188,7 +189,7 @@ def test_what_is_advised_runs(project: Path, situation: str) -> None:
         said(*words, code=0)
 
 
-@pytest.mark.parametrize("situation", ["damaged rows", "no data"])
+@pytest.mark.parametrize("situation", tiers(["damaged rows", "no data"], "damaged rows"))
 def test_preparing_a_run_gives_it_its_rows_back(project: Path, situation: str) -> None:
     (prepare,) = commands_in(SITUATIONS[situation][0]())
     said(*prepare, code=0)

@@ -13,6 +13,7 @@ from ftcli.runs.results import EvalResult
 from tests.commands.test_end_to_end import ask
 from tests.conftest import save_recipe
 from tests.evaluated import row_of, rows_of
+from tests.tiers import tiers
 
 
 def test_base_and_tuned_with_intervals_and_verdicts(
@@ -166,7 +167,9 @@ def conversations(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-@pytest.mark.parametrize(("loss_on", "compared"), [("completions", False), ("all", True)])
+@pytest.mark.parametrize(
+    ("loss_on", "compared"), tiers([("completions", False), ("all", True)], ("all", True))
+)
 def test_losses_are_compared_only_on_the_same_tokens(
     tmp_path: Path,
     tiny_model: Path,

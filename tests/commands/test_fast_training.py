@@ -12,6 +12,7 @@ import pytest
 from ftcli.cli import run
 from ftcli.runs.folder import RunFolder
 from tests.commands import test_end_to_end as end_to_end
+from tests.tiers import tiers
 
 TRAINING = {
     "epochs": 2,
@@ -28,15 +29,8 @@ def losses(folder: RunFolder) -> list[float]:
     return [record.get("loss", record.get("eval_loss")) for record in records]
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "lora",
-        "full",
-        *(pytest.param(m, marks=pytest.mark.slow) for m in ("dora", "qlora", "bottleneck")),
-    ],
-)
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", tiers(["lora", "full", "dora", "qlora", "bottleneck"], "lora"))
+@pytest.mark.parametrize("checkpointing", tiers([False, True], False))
 def test_the_loss_curve_is_that_of_the_plain_path(
     method: str, checkpointing: bool, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:

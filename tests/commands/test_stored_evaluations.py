@@ -19,6 +19,7 @@ from ftcli.runs.results import EvalResult
 from tests.commands.test_end_to_end import ask
 from tests.conftest import save_recipe
 from tests.evaluated import rows_of, unevaluated
+from tests.tiers import tiers
 
 
 def test_answers_do_not_depend_on_the_batch_size(
@@ -194,7 +195,7 @@ def test_a_4_bit_base_is_another_base(
     assert opened
 
 
-@pytest.mark.parametrize("part", ["base", "config"])
+@pytest.mark.parametrize("part", tiers(["base", "config"], "base"))
 def test_outputs_of_an_unknown_base_are_not_reused(
     part: str, eval_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

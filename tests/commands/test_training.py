@@ -15,6 +15,7 @@ from ftcli import console
 from ftcli.cli import run
 from ftcli.runs.atomic import sha256_file
 from tests.conftest import CHATML, Capture, Patch, Recipes
+from tests.tiers import tiers
 
 WITH_DROPOUT = {"mode": "lora", "rank": 4, "dropout": 0.1}
 
@@ -191,7 +192,7 @@ def test_rows_that_are_not_trained_on_are_named(
     assert "1 more: " in said
 
 
-@pytest.mark.parametrize("mode", ["lora", "qlora"])
+@pytest.mark.parametrize("mode", tiers(["lora", "qlora"], "lora"))
 def test_validation_in_the_middle_changes_nothing(
     mode: str, write_recipe: Recipes, tmp_path: Path
 ) -> None:

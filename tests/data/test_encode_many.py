@@ -25,6 +25,7 @@ from tests.families import (
     qwen3,
     wrapped,
 )
+from tests.tiers import tiers
 
 
 def one_by_one(renderer: Renderer, examples: list[Example]) -> list[Encoded | str]:
@@ -62,7 +63,7 @@ system = st.none() | CONTENTS
 texts = st.builds(lambda text: Example((), chat("a").origin, text=text), CONTENTS)
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", tiers(FAMILIES, "chatml", "gemma", "word level"))
 @given(
     rows=st.lists(st.tuples(system, conversation), max_size=4),
     plain_texts=st.lists(texts, max_size=2),

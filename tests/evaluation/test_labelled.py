@@ -15,6 +15,7 @@ from tests.evaluation.labelled_answers import (
     changed_words,
     pairs_in,
 )
+from tests.tiers import tiers
 
 
 def needs(*paths: Path | None) -> pytest.MarkDecorator:
@@ -66,7 +67,8 @@ def test_changed_words_of_the_shop() -> None:
 
 @needs(SHARED / "sql_wikisql_large" / "train.jsonl")
 @pytest.mark.parametrize(
-    ("folder", "names"), [("sql_wikisql_large", 0.8), (RETAIL.parent.name, 0.9)]
+    ("folder", "names"),
+    tiers([("sql_wikisql_large", 0.8), (RETAIL.parent.name, 0.9)], (RETAIL.parent.name, 0.9)),
 )
 def test_changed_words_of_public_rows(folder: str, names: float) -> None:
     pairs = pairs_in(SHARED / folder / "train.jsonl")

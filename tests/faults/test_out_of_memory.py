@@ -17,6 +17,7 @@ from ftcli.runs.folder import RunFolder
 from ftcli.shell import shown_path
 from tests.commands.test_training import stop_at
 from tests.conftest import Capture, Observed, Patch, Recipes, pair
+from tests.tiers import tiers
 
 TRAINING = {
     "epochs": 1,
@@ -77,7 +78,7 @@ def undisturbed(write_recipe: Recipes, tmp_path: Path) -> list[float]:
 
 
 @pytest.mark.fault(32)
-@pytest.mark.parametrize("error", [ON_A_CARD, ON_A_CPU], ids=["card", "cpu"])
+@pytest.mark.parametrize("error", tiers([ON_A_CARD, ON_A_CPU], ON_A_CARD), ids=["card", "cpu"])
 def test_a_step_is_repeated_with_half_the_rows(
     error: Exception,
     undisturbed: list[float],

@@ -20,6 +20,7 @@ from ftcli.training.resuming import delete_leftovers
 from tests.conftest import Capture, Observed, Patch, Recipes, save_recipe, save_rows
 from tests.faults.disk_states import Watcher
 from tests.faults.moments import weights_of
+from tests.tiers import tiers
 
 ROOT = Path(__file__).resolve().parents[2]
 METHOD = {"mode": "lora", "rank": 4, "dropout": 0.1}
@@ -87,7 +88,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Whole:
         pytest.param("a step", 9, 4, signal.SIGTERM, marks=pytest.mark.slow),
         # The check takes one, and each validation four; the first is before the first step.
         ("a validation", 7, 2, signal.SIGTERM),
-        ("a validation", 9, 2, signal.SIGINT),
+        pytest.param("a validation", 9, 2, signal.SIGINT, marks=pytest.mark.slow),
         # The check takes one; then step 2 for its validation, step 3.
         pytest.param("a save", 2, 2, signal.SIGINT, marks=pytest.mark.slow),
         ("a save", 3, 3, signal.SIGTERM),
@@ -174,7 +175,7 @@ def test_every_state_of_a_replaced_save_is_valid(
 
 
 @pytest.mark.fault(6, 15, 32)
-@pytest.mark.parametrize("error", ["memory", "nan"])
+@pytest.mark.parametrize("error", tiers(["memory", "nan"], "memory"))
 def test_an_interrupted_validation_changes_no_random_state(
     error: str, whole: Whole, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
@@ -226,7 +227,9 @@ def test_a_run_that_would_have_ended_early_does_so_when_it_resumes(
 
 
 @pytest.mark.fault(6)
-@pytest.mark.parametrize("where", ["the rows", "the model", "the answers"])
+@pytest.mark.parametrize(
+    "where", tiers(["the rows", "the model", "the answers"], "the rows", "the answers")
+)
 def test_a_signal_outside_the_steps_ends_immediately(
     where: str,
     whole: Whole,

@@ -21,12 +21,9 @@ from ftcli.runs.folder import RunFolder
 from ftcli.training import train as training
 from tests.commands.test_end_to_end import METHODS
 from tests.conftest import Capture, Observed, Patch, Recipes, save_tiny_model
+from tests.tiers import tiers
 
 Weights = dict[str, Tensor]
-
-
-def slow(value: object) -> Any:
-    return pytest.param(value, marks=pytest.mark.slow)
 
 
 class Watched(TrainerCallback):
@@ -93,12 +90,11 @@ LIMITS = {"sgd": 1e-6, "adamw": 1e-4}
 @pytest.mark.fault(17)
 @pytest.mark.parametrize(
     "mode",
-    [
-        "full",
+    tiers(
+        ["full", "lora", "lora, adamw", "bottleneck", "prefix-tuning", "prompt-tuning"],
         "lora",
         "lora, adamw",
-        *(slow(mode) for mode in ("bottleneck", "prefix-tuning", "prompt-tuning")),
-    ],
+    ),
 )
 def test_a_step_is_the_same_however_it_is_split(
     mode: str,
@@ -142,9 +138,7 @@ def test_a_step_is_the_same_however_it_is_split(
 
 
 @pytest.mark.fault(22)
-@pytest.mark.parametrize(
-    "mode", [mode if mode in ("full", "lora", "qlora") else slow(mode) for mode in METHODS]
-)
+@pytest.mark.parametrize("mode", tiers(METHODS, "qlora"))
 def test_the_same_recipe_twice_gives_the_same_weights(
     mode: str, write_recipe: Recipes, tmp_path: Path, observed: Observed
 ) -> None:

@@ -14,6 +14,7 @@ import yaml
 from ftcli.cli import run
 from ftcli.runs.folder import RunFolder
 from tests.conftest import pair, save_tiny_model
+from tests.tiers import tiers
 
 Observed = Callable[[str], None]
 Ask = Callable[..., str]
@@ -108,7 +109,9 @@ def add(tensors: dict[str, Any]) -> None:
 
 
 @pytest.mark.fault(20)
-@pytest.mark.parametrize("change", [lose, rename, add], ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    "change", tiers([lose, rename, add], lose), ids=lambda change: change.__name__
+)
 def test_an_adapter_with_other_keys_is_refused_by_every_command(
     change: Callable[[dict[str, Any]], None], place: Path, refused: Ask, observed: Observed
 ) -> None:

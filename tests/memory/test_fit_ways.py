@@ -24,6 +24,7 @@ from ftcli.memory.hardware import GIB, Hardware, card_of_size
 from ftcli.training.estimate.overrides import RecipeWithFlags, with_flags
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
+from tests.tiers import tiers
 
 FROZEN = ("bottleneck", "prefix-tuning", "prompt-tuning")
 MODELS = ("smollm2-135m", "0.5b", "1b", "3b", "7b", "gemma-2-2b", "phi-3-mini", "mixtral-8x7b")
@@ -203,9 +204,7 @@ def cheapest_of_all(
 SEEDS = range(90)
 
 
-@pytest.mark.parametrize(
-    "seed", [pytest.param(seed, marks=[pytest.mark.slow] if seed % 6 else []) for seed in SEEDS]
-)
+@pytest.mark.parametrize("seed", tiers(SEEDS, *SEEDS[::6]))
 def test_no_candidate_that_fits_is_cheaper(seed: int, tmp_path: Path) -> None:
     recipe, wanted, hardware = random_case(seed, tmp_path)
     found, best = fit(wanted, hardware), cheapest_of_all(wanted, hardware)

@@ -21,6 +21,7 @@ from ftcli.models.architectures.find import architecture_of
 from ftcli.models.batches import of_tensors
 from ftcli.models.loss import summed_loss
 from ftcli.models.virtual_tokens import causal_model
+from tests.tiers import tiers
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
 ONE_LAYER = {
@@ -88,7 +89,7 @@ def our_deviation(head: str, choices: Choices, **sizes: int) -> float:
 
 @pytest.mark.parametrize(
     "head",
-    ["plain", "softcapped", *(pytest.param(h, marks=pytest.mark.slow) for h in ("tied", "scaled"))],
+    tiers(["plain", "softcapped", "tied", "scaled"], "softcapped"),
 )
 @pytest.mark.parametrize(
     "method", ["lora", pytest.param("lora, head", marks=pytest.mark.slow), "full"]
@@ -104,7 +105,7 @@ def test_our_head_allocates_what_the_formula_says(
         assert abs(off) < 0.025, (precision, off)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "pure-bf16", "fp32"])
+@pytest.mark.parametrize("precision", tiers(["bf16", "pure-bf16", "fp32"], "bf16"))
 def test_a_trained_head_of_few_labels_is_its_gradient(precision: str) -> None:
     choices = head_choices("full", precision, "plain", 32, 0.5)
     assert abs(our_deviation("plain", choices, vocab_size=32_000, hidden_size=128)) < 0.025
@@ -190,7 +191,7 @@ def trl_deviation(head: str, choices: Choices, **sizes: int) -> float:
         ("lora", "bf16", 1_000, 512),
         ("lora, head", "pure-bf16", 1_000, 512),
         ("full", "bf16", 1_000, 512),
-        ("full", "fp32", 33_000, 128),
+        pytest.param("full", "fp32", 33_000, 128, marks=pytest.mark.slow),
     ],
 )
 def test_trls_head_allocates_what_the_formula_says(

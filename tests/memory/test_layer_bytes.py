@@ -25,6 +25,7 @@ from ftcli.memory.static import forward_copies_bytes
 from ftcli.models.architectures.find import architecture_of, architecture_of_config
 from ftcli.models.batches import Batch
 from tests.decoders import DECODERS, decoder_config
+from tests.tiers import tiers
 from tests.training.planning import PROFILE
 
 FAMILIES = [
@@ -41,7 +42,7 @@ FAMILIES = [
     "granite",
 ]
 # Of them those that differ most.
-QUICK = ("llama", "phi3", "mixtral", "granite")
+QUICK = ("llama", "mixtral")
 TOKENS = 128
 TINY = Choices("lora", rank=4, seq_len=TOKENS, virtual_tokens=20, bottleneck=32, device="cpu")
 METHODS = {
@@ -130,7 +131,7 @@ def test_checkpointing_keeps_what_the_formula_says(method: str) -> None:
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(each, marks=[] if each in QUICK else [pytest.mark.slow]) for each in FAMILIES],
+    tiers(FAMILIES, *QUICK),
 )
 def test_layers_keep_what_the_formula_says_in_every_family(family: str) -> None:
     for mode, precision in (("full", "bf16"), ("lora", "pure-bf16")):
@@ -155,14 +156,8 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("tokens", [1024, pytest.param(8192, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=[] if kind in ("lfm2", "deepseek_v3") else [pytest.mark.slow])
-        for kind in KINDS
-    ],
-)
+@pytest.mark.parametrize("tokens", tiers([1024, 8192], 1024))
+@pytest.mark.parametrize("kind", tiers(KINDS, "lfm2", "deepseek_v3"))
 def test_layers_of_other_kinds_keep_what_was_measured(kind: str, tokens: int) -> None:
     """Measured on rows of at most 512 tokens, and counted on long ones."""
     config = decoder_config(kind) if kind in DECODERS else tiny_config(kind, **OTHERS[kind])

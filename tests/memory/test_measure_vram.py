@@ -11,6 +11,7 @@ import pytest
 from ftcli.memory.hardware import find_card
 from ftcli.models.batches import Batch
 from scripts import measure_vram, vram_error, vram_points
+from tests.tiers import tiers
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,7 +83,7 @@ def test_cards_by_the_names_that_nvidia_smi_gives(name: str, model: str | None) 
     assert (found and found.model) == model
 
 
-@pytest.mark.parametrize("family", list(vram_points.FAMILIES))
+@pytest.mark.parametrize("family", tiers(vram_points.FAMILIES, "full pure-bf16", "lora"))
 def test_a_point_trains_rows_of_its_very_length(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

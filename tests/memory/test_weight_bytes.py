@@ -18,6 +18,7 @@ from ftcli.models.architectures.find import architecture_of
 from ftcli.models.batches import of_tensors
 from ftcli.models.loss import summed_loss
 from ftcli.models.virtual_tokens import causal_model
+from tests.tiers import tiers
 
 LORA = Choices("lora", rank=3, device="cpu")
 METHODS = {
@@ -67,12 +68,12 @@ CONFIGS = {
 }
 
 
-SLOW = ("qwen2", "gemma3_text", "olmo2, one key per query", "qwen3_moe")
+QUICK = ("llama, tied", "mixtral")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CONFIGS],
+    tiers(CONFIGS, *QUICK),
 )
 def test_trained_parameters_are_those_of_the_model(name: str) -> None:
     config = CONFIGS[name]
@@ -188,12 +189,7 @@ FEW_TOKENS = {
 }
 
 
-SLOWER = FEW_TOKENS.keys() - {"dora, pure bf16", "fp32 base", "4 bits", "adapter, 4 bits"}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOWER else []) for n in FEW_TOKENS]
-)
+@pytest.mark.parametrize("name", tiers(FEW_TOKENS, "dora, pure bf16", "adapter, 4 bits"))
 def test_a_step_of_few_tokens_peaks_where_the_formula_says(name: str) -> None:
     for rebuilt in (True, False):
         choices = replace(FEW_TOKENS[name], gradient_checkpointing=rebuilt)

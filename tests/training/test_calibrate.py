@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from ftcli.runs.folder import RunFolder
 from ftcli.training.estimate.calibrate import calibrate_runs
 from ftcli.training.run_record import MEASUREMENTS, MemoryRecord
 from tests import json_shapes as kinds
+from tests.conftest import save_recipe, save_rows
+from tests.tiers import tiers
 
 FIGURE = kinds.record(
     {
@@ -141,15 +144,25 @@ def train_alone(recipe: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "mode", ["lora", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("full", "qlora"))]
-)
-def test_a_training_records_what_it_took(
-    mode: str, write_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
-    training = {"max_steps": 2, "batch_size": 4, "eval_steps": 1}
-    train_alone(write_recipe(method={"mode": mode}, training=training))
-    folder = RunFolder(tmp_path / "runs" / "tiny")
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The recipe of a mode, trained once."""
+    folder = tmp_path_factory.mktemp("trained")
+    save_rows(folder)
+
+    @cache
+    def by_mode(mode: str) -> Path:
+        training = {"max_steps": 2, "batch_size": 4, "eval_steps": 1}
+        recipe = save_recipe(folder, tiny_model, mode, method={"mode": mode}, training=training)
+        train_alone(recipe)
+        return recipe
+
+    return by_mode
+
+
+@pytest.mark.parametrize("mode", tiers(["full", "lora", "qlora"], "lora"))
+def test_a_training_records_what_it_took(mode: str, trained: Callable[[str], Path]) -> None:
+    folder = RunFolder(trained(mode).parent / "runs" / mode)
     manifest = folder.read_manifest()
     found = MemoryRecord.of(manifest["memory"], folder.manifest)
     planned = json.loads(folder.plan.read_text())["estimate"]
@@ -164,11 +177,10 @@ def test_a_training_records_what_it_took(
 
 
 def test_calibrate_prints_lines_or_one_object(
-    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write_recipe(training={"max_steps": 1, "batch_size": 4})
-    train_alone(recipe)
-    folder = str(tmp_path / "runs" / "tiny")
+    recipe = trained("lora")
+    folder = str(recipe.parent / "runs" / "lora")
     twice = ["estimate-vram", "--calibrate", folder, "--calibrate", str(recipe)]
     assert run(twice) == 0
     assert "median error" in capsys.readouterr().out

@@ -24,6 +24,7 @@ from ftcli.training.preflight import WHERE
 from ftcli.training.trainer import FtcliTrainer
 from tests.commands.test_training import train
 from tests.conftest import Capture, Patch, Recipes, save_tiny_model
+from tests.tiers import tiers
 
 LAYERS = 9
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -34,14 +35,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 
 
-VARIED = ("dora", "few layers")
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=[pytest.mark.slow] if name in VARIED else []) for name in ADAPTERS
-    ]
-)
+@pytest.fixture(params=tiers(ADAPTERS, "lora", "qlora"))
 def method(request: pytest.FixtureRequest) -> dict[str, Any]:
     return ADAPTERS[request.param]
 

@@ -23,6 +23,7 @@ from tests.models.prompt_manifest.manifest_runs import (
     set_template,
     write_recipe,
 )
+from tests.tiers import tiers
 
 
 def test_a_changed_template_is_refused_with_the_first_token_that_differs(
@@ -56,12 +57,10 @@ def test_eval_of_a_file_refuses_before_it_reads_a_row(place: Path, ask: Ask) -> 
 
 @pytest.mark.parametrize(
     ("name", "edited"),
-    [
-        ("full", "template"),
+    tiers(
+        [("full", "template"), ("lora", "base"), ("full", "base"), ("lora", "template")],
         ("lora", "base"),
-        pytest.param("full", "base", marks=pytest.mark.slow),
-        pytest.param("lora", "template", marks=pytest.mark.slow),
-    ],
+    ),
 )
 def test_cached_scores_of_a_changed_run_are_not_shown(
     name: str, edited: str, place: Path, ask: Ask
