@@ -13,6 +13,7 @@ from jsonschema import validate
 
 from ftcli.cli import run
 from tests.json_shapes import SHAPES
+from tests.tiers import tiers
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
@@ -75,9 +76,7 @@ def files_below(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize(
-    "mode", [pytest.param(m, marks=pytest.mark.slow) if m in LONGEST else m for m in METHODS]
-)
+@pytest.mark.parametrize("mode", tiers(METHODS, *(m for m in METHODS if m not in LONGEST)))
 def test_six_commands(
     mode: str,
     write_recipe: Callable[..., Path],

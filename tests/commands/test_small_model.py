@@ -12,6 +12,7 @@ from ftcli.cli import run
 from ftcli.memory.choices import Mode
 from ftcli.runs.folder import RunFolder
 from tests.commands.test_end_to_end import ADAPTER, STATE, TOKENIZER, ask, files_below
+from tests.tiers import tiers
 from tests.tiny_models import collate
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -62,7 +63,7 @@ def base_loss(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> fl
     return float(losses.sum() / tokens.sum())
 
 
-@pytest.mark.parametrize("mode", ["lora", pytest.param("qlora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", tiers(["lora", "qlora"], "lora"))
 def test_a_shipped_recipe_runs_on_the_small_model(
     mode: Mode,
     small_model: Path,

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if status == 200:
             choice = {"message": {"role": "assistant", "content": content}}
-            self.wfile.write(json.dumps({"choices": [choice]}).encode())
+            with suppress(BrokenPipeError):  # of a question that was given up
+                self.wfile.write(json.dumps({"choices": [choice]}).encode())
 
     def log_message(self, *_: object) -> None:
         pass

@@ -31,6 +31,7 @@ from ftcli.models.methods import attach, quantization
 from ftcli.models.virtual_tokens import causal_model
 from tests.experts import mixture
 from tests.export.test_merged_model import said
+from tests.tiers import tiers
 from tests.tiny_models import shake
 
 CPU = torch.device("cpu")
@@ -149,7 +150,7 @@ def move_router(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(merged_model, "merged_groups", moved)
 
 
-@pytest.mark.parametrize("method", [LORA, pytest.param(QLORA, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", tiers([LORA, QLORA], LORA))
 @pytest.mark.parametrize(
     "inject", [lose_one_stack, scale_twice, lose_one_expert, exchange_experts, move_router]
 )

@@ -18,6 +18,7 @@ from ftcli.runs.folder import RunFolder
 from tests.conftest import save_recipe, save_rows
 from tests.faults.disk_states import Watcher
 from tests.faults.moments import weights_of
+from tests.tiers import tiers
 
 Observed = Callable[[str], None]
 Write = Callable[..., Path]
@@ -68,7 +69,7 @@ def watch_saves(monkeypatch: pytest.MonkeyPatch, watchers: dict[int, Watcher]) -
 @pytest.mark.fault(1)
 @pytest.mark.parametrize(
     "mode",
-    ["lora", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("full", "qlora"))],
+    tiers(["full", "lora", "qlora"], "lora"),
 )
 def test_a_kill_at_every_file_operation_of_a_save(
     mode: str,

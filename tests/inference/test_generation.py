@@ -37,6 +37,7 @@ from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.models.virtual_tokens import causal_model
 from tests import architectures
 from tests.families import chatml
+from tests.tiers import tiers
 from tests.tiny_models import falcon, lora, shake
 
 SIZES = architectures.SIZES | {"num_hidden_layers": 2}
@@ -125,9 +126,7 @@ def assert_same(
     return expected
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in FAMILIES]
-)
+@pytest.mark.parametrize("name", tiers(FAMILIES, *(n for n in FAMILIES if n not in ALIKE)))
 def test_answers_are_those_of_generate(name: str) -> None:
     model = model_of(name)
     assert_same(model, settings=Generation(max_new_tokens=12, repetition_penalty=1.3))

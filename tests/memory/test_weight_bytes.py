@@ -198,7 +198,7 @@ def test_a_step_of_few_tokens_peaks_where_the_formula_says(name: str) -> None:
             assert abs(off) < 0.06, (rebuilt, off)
 
 
-@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tied", tiers([True, False], True))
 @pytest.mark.parametrize(
     "choices",
     [
@@ -220,7 +220,7 @@ def test_trained_words_take_their_gradients(choices: Choices, tied: bool) -> Non
         assert abs(off) < 0.03, (rebuilt, passes, off)
 
 
-@pytest.mark.parametrize("rebuilt", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rebuilt", tiers([True, False], True))
 @pytest.mark.parametrize(
     "choices",
     [

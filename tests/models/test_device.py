@@ -18,6 +18,7 @@ from ftcli.models import device
 from ftcli.models.device import find_hardware, is_out_of_memory
 from tests.commands.test_training import stop_at
 from tests.out_of_memory import OUT_OF_MEMORY
+from tests.tiers import tiers
 
 LISTED = "GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-8f1c)"
 OLD_DRIVER = (
@@ -114,7 +115,7 @@ def test_the_reason_is_a_build_without_cuda_or_a_driver_that_is_too_old(
     assert "http" not in reason()
 
 
-@pytest.mark.parametrize("mode", [pytest.param("lora", marks=pytest.mark.slow), "qlora"])
+@pytest.mark.parametrize("mode", tiers(["lora", "qlora"], "qlora"))
 def test_no_command_touches_the_gpu_with_a_recipe_that_says_cpu(
     mode: str,
     write_recipe: Callable[..., Path],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ftcli.training.l2_sp import L2SP, STARTS
 from tests.commands.test_training import stop_at, train
 from tests.conftest import Patch, Recipes
+from tests.tiers import tiers
 
 RATE, STRENGTH = 0.05, 3.0
 DATA = {"train": "rows.jsonl", "validation": 8, "test": 8, "max_length": 256}
@@ -179,7 +180,7 @@ def distance(one: Weights, other: Weights) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-@pytest.mark.parametrize("mode", [pytest.param("full", marks=pytest.mark.slow), "lora"])
+@pytest.mark.parametrize("mode", tiers(["full", "lora"], "lora"))
 def test_zero_is_training_without_it(
     mode: str, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:

@@ -40,7 +40,7 @@ def method(request: pytest.FixtureRequest) -> dict[str, Any]:
     return ADAPTERS[request.param]
 
 
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("checkpointing", tiers([False, True], False))
 def test_the_preflight_takes_as_much_memory_as_a_whole_pass(
     method: dict[str, Any],
     checkpointing: bool,

@@ -25,6 +25,7 @@ from ftcli.training.smoke.tiny_model import build_tiny_model
 from tests.architectures import DISTINCT_FIRST
 from tests.conftest import tiny_tokenizer
 from tests.memory.counting import BY_FAMILY
+from tests.tiers import tiers
 
 LARGE: dict[str, Any] = {
     "num_hidden_layers": 12,
@@ -75,9 +76,7 @@ def recipe(**method: Any) -> Recipe:
     )
 
 
-@pytest.mark.parametrize(
-    "tied", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tied", "untied"]
-)
+@pytest.mark.parametrize("tied", tiers([True, False], True), ids=["tied", "untied"])
 @pytest.mark.parametrize("family", DISTINCT_FIRST)
 def test_a_tiny_model_of_every_type_has_the_names_of_the_original(family: str, tied: bool) -> None:
     original = large(family, tie_word_embeddings=tied)

@@ -26,6 +26,7 @@ from tests.models.prompt_manifest.manifest_runs import (
     write_recipe,
 )
 from tests.several import flip_a_bit
+from tests.tiers import tiers
 
 
 @pytest.mark.fault(20)
@@ -160,7 +161,7 @@ def test_the_config_of_a_hub_model_is_that_of_the_local_cache(
 
 
 @pytest.mark.fault(2)
-@pytest.mark.parametrize("name", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", tiers(["lora", "full"], "lora"))
 def test_damaged_weights_are_refused_by_all_that_use_them(
     name: str, place: Path, ask: Ask, observed: Callable[[str], None]
 ) -> None:
