@@ -20,8 +20,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 from ftcli.config.loader import load_recipe
 from ftcli.data.tokenizing.tokenize import prepare
 from ftcli.models.architectures.find import find_architecture
+from ftcli.models.architectures.model_class import model_class
 from ftcli.models.device import hardware_for
-from ftcli.models.load import load_renderer, model_class
+from ftcli.models.load import load_renderer
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.signals import StopSignals
 from ftcli.training.job import BaseModel, TrainJob, TrainResult

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ftcli.models.load import mend_text_forward, model_class
+from ftcli.models.architectures.model_class import mend_text_forward, model_class
 from tests.conftest import tiny_tokenizer
 
 TEXT: dict[str, Any] = {

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ftcli.evaluation.scorers.scorer import Better
-from ftcli.runs.results import Difference, Interval, Verdict
+from ftcli.runs.results import Better, Difference, Interval, Verdict
 
 CONFIDENCE = 0.95
 RESAMPLES, PERMUTATIONS = 2000, 9_999

@@ -33,11 +33,12 @@ from ftcli.kernels.expert_stacks import expert_stacks
 from ftcli.memory.architecture import NF4_BLOCK
 from ftcli.memory.known_models import model_source
 from ftcli.models.adapters import open_adapter
+from ftcli.models.architectures.model_class import open_config
 from ftcli.models.device import device_of, free_memory
 from ftcli.models.files.older_readers import set_type, write_for_older_readers
 from ftcli.models.files.quantized_files import DEQUANTISED, file_format
 from ftcli.models.files.untrusted import copy_processor
-from ftcli.models.load import DTYPES, load_base, open_config
+from ftcli.models.load import DTYPES, load_base
 from ftcli.models.methods import shared_weight
 from ftcli.models.prompt_manifest import generation_config
 from ftcli.models.text_forward import idle_modules

@@ -9,16 +9,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
@@ -28,7 +19,7 @@ from transformers import (
 
 from ftcli.compat import plain_falcon_layers, stay_in_place
 from ftcli.config.recipe import Data, Model, Recipe
-from ftcli.data.templates.choose import choose_template
+from ftcli.data.tokenizing.choose_template import choose_template
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import ModelError
 from ftcli.kernels.dequantised import is_four_bit
@@ -40,6 +31,7 @@ from ftcli.kernels.expert_stacks import (
 )
 from ftcli.kernels.experts import use_own_experts
 from ftcli.models.architectures.find import architecture_of_config
+from ftcli.models.architectures.model_class import mend_text_forward, model_class, open_config
 from ftcli.models.files.quantized_files import dequantise_on_loading, quantise_linear
 from ftcli.models.files.untrusted import (
     opening,
@@ -51,14 +43,6 @@ from ftcli.models.files.untrusted import (
 from ftcli.models.loss import require_known_head
 from ftcli.models.methods import keep_four_bit_trainable
 from ftcli.models.text_forward import idle_modules
-
-# Classes with towers first: AutoModelForCausalLM opens some of their checkpoints as the text alone,
-# and a merge would write a model without its towers.
-CLASSES: tuple[tuple[type, Mapping[type, type]], ...] = (
-    (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
-    (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING),
-    (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
-)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # None: sdpa, and eager for a class without it, such as a tower or a model with attention sinks.
@@ -104,63 +88,6 @@ def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokeni
 def compute_dtype(precision: str) -> torch.dtype:
     """The dtype of matrix products."""
     return DTYPES["bf16" if precision == "pure-bf16" else precision]
-
-
-def open_config(source: str, revision: str | None) -> PreTrainedConfig:
-    """The base's config.json; raises ModelError. Runs no code of the repository."""
-    refuse_foreign_config(source, revision)
-    with opening(source, "config.json"):
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-
-
-def model_class(config: PreTrainedConfig) -> Any:
-    """The Auto class that opens the class of model that a checkpoint names, towers included.
-
-    A checkpoint that names none gets the first of CLASSES that takes its config. Raises ModelError
-    for a config that makes no decoder, or whose class needs a package that is not installed.
-    """
-    kind = config.model_type
-    if config.is_encoder_decoder:
-        raise ModelError(
-            "not_a_decoder",
-            f"{kind} is an encoder-decoder, and ftcli trains decoders only: choose a decoder",
-        )
-    fitting = [
-        (auto, mapping[type(config)]) for auto, mapping in CLASSES if type(config) in mapping
-    ]
-    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True)
-    if not fitting or masked:
-        raise ModelError(
-            "not_a_decoder",
-            f"{kind} is not a causal language model of transformers, and ftcli trains nothing "
-            "else: choose a decoder",
-        )
-    named = config.architectures or []
-    auto: Any = next((auto for auto, own in fitting if own.__name__ in named), fitting[0][0])
-    with opening(kind, "class"), torch.device("meta"):  # takes no memory, and 0.1 s
-        auto.from_config(deepcopy(config))
-    return auto
-
-
-def mend_text_forward(network: PreTrainedModel) -> None:
-    """Mend two classes of transformers 5.24 that fail on text alone."""
-    for module in network.modules():
-        name = type(module).__name__
-        if name == "Llama4ForConditionalGeneration":  # modeling_llama4.py: it reads what is not set
-            module.get_submodule("language_model").register_forward_hook(_without_images)
-        if name == "Molmo2Model":  # modeling_molmo2.py: asks for the kinds of tokens in training
-            module.register_forward_pre_hook(_all_text, with_kwargs=True)
-
-
-def _without_images(_: nn.Module, __: Any, output: Any) -> None:
-    if not isinstance(output, tuple):
-        output.image_outputs = None
-
-
-def _all_text(_: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    if named.get("mm_token_type_ids") is None and (ids := named.get("input_ids")) is not None:
-        return inputs, named | {"mm_token_type_ids": torch.zeros_like(ids)}
-    return inputs, named
 
 
 def load_base(

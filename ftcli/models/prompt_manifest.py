@@ -24,14 +24,15 @@ from ftcli.config.recipe import Full, Recipe
 from ftcli.console import shown_path
 from ftcli.data.dataset import SPLITS, Dataset
 from ftcli.data.example import Message, RowError
-from ftcli.data.templates.choose import set_template
 from ftcli.data.tokenizing.answer_text import AnswerReader
 from ftcli.data.tokenizing.arrow_rows import read_split
+from ftcli.data.tokenizing.choose_template import set_template
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import FtcliError
 from ftcli.memory.known_models import model_source
+from ftcli.models.architectures.model_class import open_config
 from ftcli.models.files.base_files import base_fingerprint, model_folder
-from ftcli.models.load import load_tokenizer, open_config, renderer_of
+from ftcli.models.load import load_tokenizer, renderer_of
 from ftcli.runs.atomic import write_json
 from ftcli.runs.folder import RunFolder, unreadable_prompt_manifest
 from ftcli.shell import command

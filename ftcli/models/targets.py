@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from functools import cache
-from inspect import getsource
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +16,6 @@ from ftcli.models.architectures.find import architecture_of_model
 
 # Tokens whose gradient shows what a text reaches.
 REACHING_TOKENS = 32
-READ_WEIGHT = re.compile(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device))")
-CAST_TO_WEIGHT = re.compile(r"\.to\((?:dtype=)?self\.(\w+)\.weight\.dtype")
 
 
 def target_names(model: PreTrainedModel, method: LoraKeys) -> list[str]:
@@ -72,20 +67,3 @@ def run_text(model: PreTrainedModel) -> None:
     with torch.autocast(device.type, torch.bfloat16, enabled=flash):
         ids = torch.arange(1, REACHING_TOKENS, device=device)[None]
         model.eval()(input_ids=ids, use_cache=False).logits.sum().backward()
-
-
-def read_weights(module: nn.Module, pattern: re.Pattern[str] = READ_WEIGHT) -> frozenset[str]:
-    """Names of children whose weight the module's class reads, not only its type or device."""
-    if getattr(module, "slow_but_exact", None) is False:  # only then, in Bloom
-        return frozenset()
-    kinds: Any = type(module).__mro__
-    own = kinds[: kinds.index(nn.Module)]
-    return frozenset().union(*(_read_in(kind, pattern) for kind in own))
-
-
-@cache
-def _read_in(kind: Any, pattern: re.Pattern[str]) -> frozenset[str]:
-    try:
-        return frozenset(pattern.findall(getsource(kind)))
-    except (OSError, TypeError):  # no file, as of classes that a call has made
-        return frozenset()

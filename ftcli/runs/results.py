@@ -20,6 +20,7 @@ from ftcli.runs.atomic import write_text
 
 Side = Literal["base", "prompted", "tuned"]
 SIDES: tuple[Side, ...] = ("base", "prompted", "tuned")
+Better = Literal["higher", "lower"]
 Verdict = Literal["better", "worse", "not significant", "too few rows"]
 Interval = tuple[float, float]
 

@@ -19,10 +19,11 @@ from ftcli.kernels.dequantised import cache_dequantised
 from ftcli.kernels.liger import apply_liger
 from ftcli.kernels.lora import fuse_lora
 from ftcli.models.adapters import open_adapter, save_weights
+from ftcli.models.architectures.model_class import open_config
 from ftcli.models.device import device_of
 from ftcli.models.files.older_readers import write_for_older_readers
 from ftcli.models.files.untrusted import copy_processor
-from ftcli.models.load import DTYPES, compute_dtype, load_base, open_config
+from ftcli.models.load import DTYPES, compute_dtype, load_base
 from ftcli.models.methods import attach, init_token_ids, quantization, shared_weight
 from ftcli.models.prompt_manifest import generation_config
 from ftcli.models.text_forward import idle_modules

@@ -142,9 +142,10 @@ def open_model(recipe: Recipe) -> BaseModel:
     require_reachable(source, model.revision)
 
     from ftcli.kernels.cpu import tune_cpu
+    from ftcli.models.architectures.model_class import open_config
     from ftcli.models.device import hardware_for
     from ftcli.models.files.quantized_files import dequantised_note
-    from ftcli.models.load import load_renderer, open_config
+    from ftcli.models.load import load_renderer
 
     hardware = hardware_for(recipe)
     require_machine(recipe, architecture, hardware)

@@ -15,9 +15,9 @@ from ftcli.cli import run
 from ftcli.config import recipe as recipes
 from ftcli.data import replay as replay_data
 from ftcli.data.dataset import Dataset, load_dataset
-from ftcli.data.replay import ReplaySampler
 from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import Renderer
+from ftcli.data.tokenizing.replayed import ReplaySampler
 from ftcli.errors import DataError
 from tests.commands.test_training import adapter_digest, stop_at, train
 from tests.conftest import pair

@@ -14,7 +14,7 @@ from ftcli.config.data import ENDS, Template, builtin_template
 from ftcli.config.loader import RecipeFile, with_absolute_paths
 from ftcli.config.recipe import Recipe
 from ftcli.data.example import Example, Message, Origin
-from ftcli.data.templates.choose import choose_template, set_template
+from ftcli.data.tokenizing.choose_template import choose_template, set_template
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import DataError, ModelError, UsageError
 from tests.families import (

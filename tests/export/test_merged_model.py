@@ -33,7 +33,8 @@ from ftcli.export.merged_model import (
 from ftcli.export.parity import Prediction, WeightGroup, largest_activation, parity, predictions_of
 from ftcli.export.verdict import Exactness, RoundingCost, cost_of, exactness_of
 from ftcli.models.adapters import open_adapter, save_weights
-from ftcli.models.load import load_base, mend_text_forward, model_class, open_config
+from ftcli.models.architectures.model_class import mend_text_forward, model_class, open_config
+from ftcli.models.load import load_base
 from ftcli.models.methods import attach, quantization
 from tests.decoders import DECODERS, decoder
 from tests.tiny_models import SIZES, gpt_neox, llama, phi3, qwen2, shake

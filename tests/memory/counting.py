@@ -22,8 +22,8 @@ from ftcli.kernels.dequantised import cache_dequantised
 from ftcli.kernels.experts import use_own_experts
 from ftcli.kernels.lora import fuse_lora
 from ftcli.memory import Choices
+from ftcli.models.architectures.model_class import mend_text_forward, model_class
 from ftcli.models.batches import Batch, of_tensors, packed
-from ftcli.models.load import mend_text_forward, model_class
 from ftcli.models.loss import _hidden
 from ftcli.models.methods import keep_four_bit_trainable, quantization
 from ftcli.models.text_forward import text_forward

@@ -29,8 +29,8 @@ from ftcli.errors import ModelError
 from ftcli.kernels import head as head_module
 from ftcli.memory import head_bytes as head_bytes
 from ftcli.models import loss as loss_module
+from ftcli.models.architectures.model_class import model_class
 from ftcli.models.batches import of_tensors
-from ftcli.models.load import model_class
 from ftcli.models.loss import require_known_head, row_losses, summed_loss
 from ftcli.models.text_forward import text_forward
 from tests.tiny_models import collate

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from ftcli.errors import ModelError
-from ftcli.models.load import model_class
+from ftcli.models.architectures.model_class import model_class
 from tests.decoders import decoder
 
 

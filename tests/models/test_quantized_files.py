@@ -15,8 +15,9 @@ from ftcli.cli import run
 from ftcli.config.recipe import Model, Qlora
 from ftcli.errors import ModelError
 from ftcli.export.merged_model import STORED_TYPES
+from ftcli.models.architectures.model_class import model_class, open_config
 from ftcli.models.files.quantized_files import dequantised_note
-from ftcli.models.load import load_base, model_class, open_config
+from ftcli.models.load import load_base
 from ftcli.models.methods import attach, quantization
 from tests.conftest import save_tiny_model
 from tests.merged import recipe_of

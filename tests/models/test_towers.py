@@ -13,9 +13,10 @@ from torch import nn
 
 from ftcli.config.recipe import Full, Model, Qlora
 from ftcli.models.adapters import open_adapter, save_weights
+from ftcli.models.architectures.model_class import mend_text_forward, model_class, open_config
 from ftcli.models.batches import of_tensors
 from ftcli.models.files.untrusted import copy_processor
-from ftcli.models.load import load_base, mend_text_forward, model_class, open_config
+from ftcli.models.load import load_base
 from ftcli.models.loss import summed_loss
 from ftcli.models.methods import attach, quantization
 from ftcli.models.text_forward import idle_modules, text_forward

@@ -29,7 +29,7 @@ from ftcli.data.dataset import (
     split_file,
 )
 from ftcli.data.example import RejectedRow
-from ftcli.data.replay import ReplaySampler, ReplaySource, rows_wanted, warn_of_few_rows
+from ftcli.data.replay import ReplaySource
 from ftcli.data.sources import read_examples
 from ftcli.data.splits import (
     Progress,
@@ -44,6 +44,7 @@ from ftcli.data.tokenizing.counts import Counts
 from ftcli.data.tokenizing.fingerprint import fingerprint_inputs, fingerprint_of, fingerprint_parts
 from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS, typical_common_prefix
 from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Item, Renderer, encode_items
+from ftcli.data.tokenizing.replayed import ReplaySampler, rows_wanted, warn_of_few_rows
 from ftcli.errors import DataError, FtcliError
 from ftcli.runs.atomic import atomic_directory
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ftcli import __version__
+from ftcli.runs.results import Better
 from ftcli.runs.results import Finding as Finding
 
-Better = Literal["higher", "lower"]
 # A share is shown in percent, a value with two decimals, a loss of `perplexity` as its exponential.
 Unit = Literal["share", "value", "perplexity"]
 # CPU time for one answer; most take a thousandth of it.

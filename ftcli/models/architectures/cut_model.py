@@ -30,12 +30,12 @@ from ftcli.compat import attention_name, attention_named
 from ftcli.errors import ModelError
 from ftcli.kernels.experts import use_own_experts
 from ftcli.memory.architecture import Way
+from ftcli.models.architectures.model_class import mend_text_forward
 from ftcli.models.architectures.saved_bytes import (
     FusedAttention,
     GroupedProduct,
     Recorder,
 )
-from ftcli.models.load import mend_text_forward
 from ftcli.models.text_forward import not_on_text
 
 NAME = "ftcli_counted"

@@ -179,7 +179,10 @@ def _file_of(text: str) -> Path:
 
 
 # What a measurement depends on: its own code, and the forward of experts.
-CODE = ("cut_model.py", "measure.py", "saved_bytes.py", "ways.py", "../../kernels/experts.py")
+CODE = (
+    *("cut_model.py", "measure.py", "model_class.py", "saved_bytes.py", "ways.py"),
+    "../../kernels/experts.py",
+)
 
 
 def _keep(architecture: Architecture, file: Path) -> None:

@@ -6,9 +6,11 @@ forward and backward on a few lengths, and what autograd saves is counted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from inspect import getsource
 from typing import Any, Literal
 
 import torch
@@ -39,10 +41,9 @@ from ftcli.models.architectures.cut_model import (
     stack_of,
     stretches_positions,
 )
+from ftcli.models.architectures.model_class import model_class
 from ftcli.models.architectures.saved_bytes import LayerRun, Recorder
 from ftcli.models.files.untrusted import opening
-from ftcli.models.load import model_class
-from ftcli.models.targets import CAST_TO_WEIGHT, read_weights
 
 STRUCTURE = Way(2, True, quantised=False, eager=False, masked=False, trained=False)
 # One row of the shortest length.
@@ -53,6 +54,8 @@ DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
 REPLACED = ("FalconLinear",)
 # Private classes of torch: experts that look for their tokens by themselves (DBRX, JetMoe).
 ON_VALUES = ("DataDependentOutputException", "DynamicOutputShapeException")
+READ_WEIGHT = re.compile(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device))")
+CAST_TO_WEIGHT = re.compile(r"\.to\((?:dtype=)?self\.(\w+)\.weight\.dtype")
 
 
 def config_of(values: Mapping[str, Any]) -> PreTrainedConfig:
@@ -259,3 +262,20 @@ def _head_kind(run: Recorder) -> Head:
     if "tanh" in run.after_head:
         return "softcapped"
     return "scaled" if run.after_head & {"mul", "div"} else "plain"
+
+
+def read_weights(module: nn.Module, pattern: re.Pattern[str] = READ_WEIGHT) -> frozenset[str]:
+    """Names of children whose weight the module's class reads, not only its type or device."""
+    if getattr(module, "slow_but_exact", None) is False:  # only then, in Bloom
+        return frozenset()
+    kinds: Any = type(module).__mro__
+    own = kinds[: kinds.index(nn.Module)]
+    return frozenset().union(*(_read_in(kind, pattern) for kind in own))
+
+
+@cache
+def _read_in(kind: Any, pattern: re.Pattern[str]) -> frozenset[str]:
+    try:
+        return frozenset(pattern.findall(getsource(kind)))
+    except (OSError, TypeError):  # no file, as of classes that a call has made
+        return frozenset()

@@ -23,9 +23,9 @@ from ftcli.models.architectures.cut_model import (
     build_model,
     stack_of,
 )
+from ftcli.models.architectures.model_class import model_class
 from ftcli.models.architectures.saved_bytes import LayerRun, Recorder
 from ftcli.models.files.untrusted import opening
-from ftcli.models.load import model_class
 
 # (rows, multiple of TOKENS): as many as the terms of the fit.
 POINTS = ((1, 1), (1, 2), (2, 1), (2, 2))

@@ -27,7 +27,7 @@ from ftcli.data.dataset import (
 from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.errors import DataError, ModelError
-from ftcli.models.load import open_config
+from ftcli.models.architectures.model_class import open_config
 from ftcli.runs.atomic import atomic_directory
 from ftcli.shell import shown_source
 from ftcli.training.job import BaseModel

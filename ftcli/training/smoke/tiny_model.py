@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from ftcli.config.recipe import LoraKeys, Method, Recipe
 from ftcli.errors import ModelError
+from ftcli.models.architectures.model_class import model_class, open_config
 from ftcli.models.files.base_files import model_folder
-from ftcli.models.load import model_class, open_config
 from ftcli.runs.atomic import write_json
 from ftcli.training.smoke.tiny_config import tiny_values
 
