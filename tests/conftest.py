@@ -349,10 +349,11 @@ def eval_run(
 
 
 @pytest.fixture
-def unevaluated_run(eval_run: Path) -> Path:
-    """The same run without evaluations."""
+def unevaluated_run(eval_run: Path) -> Iterator[Path]:
+    """The same run without evaluations, and left without."""
     shutil.rmtree(eval_run / "eval", ignore_errors=True)
-    return eval_run
+    yield eval_run
+    shutil.rmtree(eval_run / "eval", ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

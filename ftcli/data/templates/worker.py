@@ -131,6 +131,8 @@ class _Worker:
         except BaseException:  # Ctrl-C: else the next request would get this answer
             self._end(seconds)
             raise
+        if isinstance(answer, Exception):
+            self._end(seconds)  # it has little memory left
         return answer
 
     def _end(self, seconds: float) -> str:
@@ -159,7 +161,7 @@ def _work(requests: Connection, answers: Connection, owner: int) -> NoReturn:
             try:
                 answer = _answer(owner, *requests.recv())
                 answers.send(answer)
-            except MemoryError:
+            except (MemoryError, SystemError):  # Python 3.11 may lose a MemoryError
                 answer = None
                 answers.send(LimitError(f"takes more than {MEMORY_BYTES / 1e6:.0f} MB"))
             except EOFError:
