@@ -24,7 +24,7 @@ from ftcli.compat import attention_named, softmax_backward
 from ftcli.kernels.autocast import autocast_type
 from ftcli.kernels.flex import through_flex
 from ftcli.kernels.slots import Layout, SegmentGroup
-from ftcli.memory.activations import KEPT_KEYS, KEYS_ROUNDED
+from ftcli.memory.activations.layers import KEPT_KEYS, KEYS_ROUNDED
 
 NAME = "ftcli_packed"
 # Queries of one product: with fewer, fewer masked scores are computed.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ftcli.memory.head_bytes import HEAD_TILE_TOKENS
+from ftcli.memory.activations.head_bytes import HEAD_TILE_TOKENS
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ftcli.data.tokenizing.prefix_tree import PrefixTree, Segment, Span
-from ftcli.memory.activations import KEYS_ROUNDED
+from ftcli.memory.activations.layers import KEYS_ROUNDED
 
 # Least length of a segment in a group, relative to the longest.
 LEAST_LENGTH = 0.8

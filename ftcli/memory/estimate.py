@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from ftcli.memory.activations.head_bytes import LOSS_CHUNK_POSITIONS
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.choices import Choices
 from ftcli.memory.hardware import DISPLAY_BYTES, KNOWN_CARDS, Card, ComputeCapability, context_bytes
-from ftcli.memory.head_bytes import LOSS_CHUNK_POSITIONS
 from ftcli.memory.interval import (
     Residuals,
     reserved_bytes,

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
+from ftcli.memory.activations.inputs import unreached_layers
 from ftcli.memory.adapted import adapted
 from ftcli.memory.architecture import Architecture, LayerKind
 from ftcli.memory.choices import Choices, Quantization
-from ftcli.memory.inputs import unreached_layers
 from ftcli.memory.trained import (
     adapter_bytes,
     l2_sp_bytes,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ftcli.memory.activations import (
+from ftcli.memory.activations.head_bytes import head_bytes
+from ftcli.memory.activations.layers import (
     layers_bytes,
     prefix_cache_bytes,
     rebuilt_layer_bytes,
@@ -16,7 +17,6 @@ from ftcli.memory.activations import (
 )
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.choices import FROZEN_MODES, Choices
-from ftcli.memory.head_bytes import head_bytes
 from ftcli.memory.static import (
     backward_copies_bytes,
     dequantised_bytes,

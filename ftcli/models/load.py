@@ -103,9 +103,8 @@ def load_base(
 
     Runs no code of the repository. Towers are frozen, on the CPU and in the type of the files.
     """
-    refuse_foreign_config(source, model.revision)
-    refuse_foreign_weights(source, model.revision)
     config = open_config(source, model.revision)
+    refuse_foreign_weights(source, model.revision)
     dequantised = dequantise_on_loading(config, source)
     stored = config.dtype or torch.float32
     extra: dict[str, Any] = {"config": config} if dequantised else {}
@@ -117,8 +116,8 @@ def load_base(
         stacks = {name: (each.number, each.rows, each.columns) for _, each, name in found}
     if device.type == "cuda" and (quantization is None or not dequantised):
         extra["device_map"] = {"": device}  # what is dequantised would take 16 bits there
-    has_towers = config.get_text_config(decoder=True) is not config
-    read_as = stored if has_towers and quantization is None else dtype
+    text = config.get_text_config(decoder=True)
+    read_as = stored if text is not config and quantization is None else dtype
     with opening(source, "model"), nullcontext() if quantization is None else _quantisable(config):
         base, loaded = model_class(config).from_pretrained(
             source,
@@ -138,8 +137,8 @@ def load_base(
     if quantization is not None:
         architecture = architecture_of_config(config)
         if dequantised:
-            names = [name for name, each in architecture.linear_names() if each.quantises]
-            quantise_linear(base, names, quantization, device)
+            linear = [name for name, each in architecture.linear_names() if each.quantises]
+            quantise_linear(base, linear, quantization, device)
             quantise_experts(base, quantization, device)
         _require_quantised(base, architecture.quantised_parameters, source)
     use_own_experts(base)

@@ -22,7 +22,7 @@ from ftcli.errors import ModelError
 from ftcli.kernels.attention import packed_attention
 from ftcli.kernels.autocast import autocast_type
 from ftcli.kernels.head import Gradients, Head, cross_entropy
-from ftcli.memory.head_bytes import LOSS_CHUNK_POSITIONS, positions_of
+from ftcli.memory.activations.head_bytes import LOSS_CHUNK_POSITIONS, positions_of
 from ftcli.models.batches import Batch, of_tensors
 from ftcli.models.text_forward import (
     few_ids,

@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ftcli.console import Reporter
 from ftcli.kernels.attention import saved_probabilities
 from ftcli.kernels.cpu import trim_heap
-from ftcli.memory.activations import KEPT_KEYS, layers_bytes, rebuilt_layer_bytes
+from ftcli.memory.activations.layers import KEPT_KEYS, layers_bytes, rebuilt_layer_bytes
 from ftcli.memory.hardware import Hardware
 from ftcli.models.device import uses_gpu
 from ftcli.runs.atomic import TEMPORARY, delete_folder, folder_bytes, require_space

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer import utils as trl_utils
 
-import ftcli.memory.head_bytes
+import ftcli.memory.activations.head_bytes
 import ftcli.models.loss
 from ftcli.memory import Choices, Stack
 from ftcli.memory.step import CUBLAS_BYTES, step_phases
@@ -97,7 +97,7 @@ def our_deviation(head: str, choices: Choices, **sizes: int) -> float:
 def test_our_head_allocates_what_the_formula_says(
     method: str, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (ftcli.models.loss, ftcli.memory.head_bytes):
+    for module in (ftcli.models.loss, ftcli.memory.activations.head_bytes):
         monkeypatch.setattr(module, "LOSS_CHUNK_POSITIONS", 64)
     for precision, tokens, share in (("fp32", 160, 1.0), ("bf16", 96, 0.4)):
         choices = head_choices(method, precision, head, tokens, share)

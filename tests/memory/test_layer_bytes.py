@@ -19,7 +19,7 @@ from counting import (
 )
 
 from ftcli.memory import Choices
-from ftcli.memory.activations import KEPT_KEYS, last_norm_bytes, layers_bytes
+from ftcli.memory.activations.layers import KEPT_KEYS, last_norm_bytes, layers_bytes
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.static import forward_copies_bytes
 from ftcli.models.architectures.find import architecture_of, architecture_of_config

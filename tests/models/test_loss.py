@@ -324,7 +324,7 @@ def test_chunks_may_be_full_or_hold_one_position(labelled: int) -> None:
 def test_logits_of_one_tile_exist_at_once(
     softcap: float | None, bytes_per_logit: int, chunks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ftcli.memory.head_bytes estimates."""
+    """As ftcli.memory.activations.head_bytes estimates."""
     vocab, tile, positions = 10_000, 3000, 256
     monkeypatch.setattr(loss_module, "LOSS_CHUNK_POSITIONS", positions)
     monkeypatch.setattr(head_module, "HEAD_TILE_TOKENS", tile)

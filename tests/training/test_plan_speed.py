@@ -9,7 +9,7 @@ import pytest
 
 from ftcli.errors import UsageError
 from ftcli.memory import estimate
-from ftcli.memory.activations import KEPT_KEYS, layers_bytes
+from ftcli.memory.activations.layers import KEPT_KEYS, layers_bytes
 from ftcli.memory.fit.search import CARD_TOKENS
 from ftcli.memory.hardware import CARD_KERNELS
 from ftcli.models.architectures.find import architecture_of

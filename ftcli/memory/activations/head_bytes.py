@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ftcli.memory.activations import last_norm_bytes
+from ftcli.memory.activations.layers import last_norm_bytes
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.choices import Choices
 from ftcli.memory.trained import head_weight_bytes, trains_head

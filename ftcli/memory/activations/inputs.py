@@ -1,6 +1,6 @@
 """What the layers keep for the gradients of adapters: their inputs, and copies of weights.
 
-Counted by tests/memory, as the items of ftcli.memory.activations.
+Counted by tests/memory, as the items of ftcli.memory.activations.layers.
 """
 
 from __future__ import annotations

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 
-from ftcli.memory.architecture import ATTENTION, Architecture, LayerKind, Norm, Saved
-from ftcli.memory.choices import Choices
-from ftcli.memory.inputs import (
+from ftcli.memory.activations.inputs import (
     all_trained_inputs,
     first_trained,
     kept_weights_bytes,
@@ -18,6 +16,8 @@ from ftcli.memory.inputs import (
     unreached_layers,
     unreached_masks_bytes,
 )
+from ftcli.memory.architecture import ATTENTION, Architecture, LayerKind, Norm, Saved
+from ftcli.memory.choices import Choices
 from ftcli.memory.trained import block_ends, trains_embeddings
 
 # Most keys of a product whose attention probabilities ftcli.kernels.attention keeps: with 256 a
