@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from email.parser import HeaderParser
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 from ftcli import __version__
 
 ROOT = Path(__file__).parents[1]
+CODE = sorted(ROOT.joinpath("ftcli").rglob("*.py"))
 # The text as apache.org publishes it (LICENSE-2.0.txt), of which Debian keeps the same bytes.
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 
@@ -80,3 +83,21 @@ def test_the_readme_leads_to(name: str) -> None:
 
 def test_the_changelog_has_this_version() -> None:
     assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_rooms_files_and_functions_are_small() -> None:
+    """At most 12 files, 400 lines, 60 lines: what one reads at once."""
+    folders = Counter(file.parent for file in CODE if file.name != "__init__.py")
+    assert {folder: count for folder, count in folders.items() if count > 12} == {}
+    texts = {file: file.read_text(encoding="utf-8") for file in CODE}
+    lines = {file: text.count("\n") for file, text in texts.items()}
+    assert {file: count for file, count in lines.items() if count > 400} == {}
+    found = [
+        (file, node.name)
+        for file, text in texts.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= 60
+    ]
+    assert found == []
