@@ -70,6 +70,22 @@ def test_a_known_model_is_measured_again_as_it_is_shipped(hub_id: str) -> None:
     assert found | {"ways": []} == wanted | {"ways": []}
 
 
+ONE_OF_EACH_TYPE = {config["model_type"]: hub_id for hub_id, config in known_configs().items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hub_id", sorted(ONE_OF_EACH_TYPE.values()))
+def test_a_way_of_computing_is_measured_again_as_it_is_shipped(hub_id: str) -> None:
+    from ftcli.models.architectures.measure import config_of
+    from ftcli.models.architectures.ways import Measurer
+
+    shipped = known_architecture(hub_id)
+    if shipped is None:
+        pytest.skip("its class needs a package that is not installed")
+    first = shipped.ways[0]
+    assert Measurer(config_of(known_configs()[hub_id])).way(first.way) == first
+
+
 def test_no_name_means_two_models() -> None:
     names = [name for model in KNOWN for name in model["hub_ids"]]
     assert len(names) == len(set(names))

@@ -27,7 +27,7 @@ from transformers import (
 from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.errors import ModelError
 from ftcli.kernels import head as head_module
-from ftcli.memory import head_bytes as head_bytes
+from ftcli.memory.activations import head_bytes as head_bytes
 from ftcli.models import loss as loss_module
 from ftcli.models.architectures.model_class import model_class
 from ftcli.models.batches import of_tensors

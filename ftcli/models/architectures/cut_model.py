@@ -23,13 +23,13 @@ from transformers import (
     masking_utils,
 )
 from transformers.initialization import no_init_weights
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations import sdpa_attention
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ftcli.compat import attention_name, attention_named
 from ftcli.errors import ModelError
 from ftcli.kernels.experts import use_own_experts
-from ftcli.memory.architecture import Way
+from ftcli.memory.architecture import Attention, Way
 from ftcli.models.architectures.model_class import mend_text_forward
 from ftcli.models.architectures.saved_bytes import (
     FusedAttention,
@@ -247,6 +247,7 @@ def _counted_attention(
 ) -> Iterator[None]:
     """Within the block, attention saves what a fused kernel saves, and computes nothing."""
     masks: dict[int, int | None] = {}
+    own_heads: dict[int, int] = {}
     capped, eager = False, attention_name(model) == "eager"
 
     def mask(
@@ -270,7 +271,10 @@ def _counted_attention(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
     ) -> Tensor:
         window = None if attn_mask is None else masks.get(recorder.storage_of(attn_mask))
-        recorder.attends(query, key, value, window, capped)
+        heads = own_heads.get(recorder.storage_of(key), key.shape[1])
+        recorder.attends(
+            Attention(query.shape[1], heads, key.shape[3], value.shape[3], capped), window
+        )
         if way.autocast:
             query, key, value = (each.to(torch.bfloat16) for each in (query, key, value))
         found: Tensor = FusedAttention.apply(query, key, value, attn_mask)
@@ -279,12 +283,19 @@ def _counted_attention(
     def attend(*args: Any, softcap: float | None = None, **kwargs: Any) -> Any:
         nonlocal capped
         capped = softcap is not None
-        return sdpa_attention_forward(*args, **kwargs)
+        return sdpa_attention.sdpa_attention_forward(*args, **kwargs)
+
+    def repeat_kv(states: Tensor, times: int) -> Tensor:
+        repeated = repeat(states, times)
+        own_heads[recorder.storage_of(repeated)] = states.shape[1]
+        return repeated
 
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, mask)
     function: Any = F
     own, function.scaled_dot_product_attention = function.scaled_dot_product_attention, sdpa
+    library: Any = sdpa_attention
+    repeat, library.repeat_kv = library.repeat_kv, repeat_kv
     ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = mask
     # Whether rows are packed is read from the values of positions, which fake tensors lack.
     packed: Any = masking_utils
@@ -294,6 +305,7 @@ def _counted_attention(
             yield
     finally:
         function.scaled_dot_product_attention = own
+        library.repeat_kv = repeat
         packed.find_packed_sequence_indices = find
         del ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 

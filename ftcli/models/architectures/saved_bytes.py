@@ -132,15 +132,12 @@ class Recorder(TorchDispatchMode):
         """The embeddings have returned this."""
         self._embedded = self.storage_of(output)
 
-    def attends(
-        self, query: Tensor, key: Tensor, value: Tensor, window: int | None, capped: bool
-    ) -> None:
-        """The attention kernel is called with [rows, heads, tokens, width]."""
+    def attends(self, call: Attention, window: int | None) -> None:
+        """The attention kernel is called."""
         if self._layer == OUTSIDE:
             return
         layer = self.layers[self._layer]
         layer.before.setdefault(ATTENTION, layer.kept)
-        call = Attention(query.shape[1], key.shape[1], key.shape[3], value.shape[3], capped)
         layer.attention_calls.append(call)
         layer.window = window if window is not None else layer.window
 

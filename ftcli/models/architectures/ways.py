@@ -29,6 +29,8 @@ from ftcli.models.files.untrusted import opening
 
 # (rows, multiple of TOKENS): as many as the terms of the fit.
 POINTS = ((1, 1), (1, 2), (2, 1), (2, 2))
+# A third length: what layers without attention save has a part that is the same for any length.
+THIRD = (1, 4)
 # Multiples of TOKENS, long enough that the scores of written-out attention outweigh all else in a
 # layer's backward pass.
 LONG = (8, 16)
@@ -47,6 +49,10 @@ class Measurer:
     def way(self, way: Way) -> Measured:
         """What the layers of each kind save in one way."""
         runs = [self._run(way, point) for point in POINTS]
+        places, called = self._cut(way)[1].places, runs[-1].layers
+        third: list[Recorder] = []
+        if not way.eager and not all(called[place].attention_calls for place in places):
+            third = [self._run(way, THIRD)]
         passing = replace(way, trained=False)
         long: tuple[int, ...] = ()
         alone = [self._run(passing, POINTS[0])]
@@ -58,11 +64,12 @@ class Measurer:
             kinds=tuple(
                 _saved(
                     [run.layers[place] for run in runs],
+                    [] if called[place].attention_calls else [run.layers[place] for run in third],
                     runs[-1].saved,
                     [run.layers[place].temporaries for run in alone],
                     long,
                 )
-                for place in self._cut(way)[1].places
+                for place in places
             ),
             shared_saved=_shared([run.shared_saved for run in runs]),
             shared_passed=_shared([run.shared_passed for run in runs]),
@@ -111,14 +118,18 @@ class Measurer:
 
 
 def _saved(
-    runs: Sequence[LayerRun], saved: set[int], temporaries: Sequence[int], long: Sequence[int]
+    runs: Sequence[LayerRun],
+    third: Sequence[LayerRun],
+    saved: set[int],
+    temporaries: Sequence[int],
+    long: Sequence[int],
 ) -> Saved:
-    last = runs[-1]
+    last, lengths = runs[-1], [*runs, *third]
     order = {storage: number for number, storage in enumerate(dict.fromkeys(last.linear.values()))}
     return Saved(
-        kept=_fit([run.kept for run in runs]),
-        norms=_fit([run.norms for run in runs]),
-        before=tuple((name, _fit([run.before[name] for run in runs])) for name in last.before),
+        kept=_fit([run.kept for run in lengths]),
+        norms=_fit([run.norms for run in lengths]),
+        before=tuple((name, _fit([run.before[name] for run in lengths])) for name in last.before),
         inputs=tuple(number for storage, number in order.items() if storage in saved),
         temporaries=_largest(temporaries, long),
     )
@@ -152,9 +163,15 @@ def _short(number: float) -> float:
 
 def _fit(found: Sequence[int]) -> Bytes:
     """The larger of one row's terms and several rows': heads of one row may be views of a fused
-    tensor, which is kept whole, and those of several are copies (Phi-3's values)."""
+    tensor, which is kept whole, and those of several are copies (Phi-3's values).
+
+    With THIRD, one row's terms without what is the same for any length."""
+    one, two, *several = found
+    if len(found) > len(POINTS):
+        per_pair = (several[-1] - 3 * two + 2 * one) / (6 * TOKENS**2)
+        return Bytes(_short((two - one) / TOKENS - 3 * TOKENS * per_pair), _short(per_pair))
     fits = []
-    for rows, (near, far) in ((1, found[:2]), (2, found[2:])):
+    for rows, (near, far) in ((1, (one, two)), (2, several)):
         short, long = near / (rows * TOKENS), far / (2 * rows * TOKENS)
         fits.append(Bytes(_short(2 * short - long), _short((long - short) / TOKENS)))
     return max(fits, key=lambda fit: fit.of(1, 2 * TOKENS))
