@@ -7,7 +7,7 @@ save, and compute nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -94,19 +94,24 @@ def build_model(kind: Any, config: PreTrainedConfig, way: Way) -> PreTrainedMode
 
 
 @contextmanager
-def _casts_in_place() -> Iterator[None]:
+def _replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
+    """A function of a library replaced within the block."""
+    own = getattr(owner, name)
+    setattr(owner, name, other)
+    try:
+        yield
+    finally:
+        setattr(owner, name, own)
+
+
+def _casts_in_place() -> AbstractContextManager[None]:
     """Within the block, `to` casts fake tensors: torch 2.13 refuses to swap them (modules that
     keep a type of their own: DeepSeek V4's norms)."""
 
     def cast(one: Tensor, other: Tensor) -> None:
         one.data = other.data
 
-    swapping: Any = torch.utils
-    own, swapping.swap_tensors = swapping.swap_tensors, cast
-    try:
-        yield
-    finally:
-        swapping.swap_tensors = own
+    return _replaced(torch.utils, "swap_tensors", cast)
 
 
 def stack_of(model: PreTrainedModel) -> str:
@@ -237,17 +242,12 @@ def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
     return list(found.values())
 
 
-def _not_packed(*_: Any) -> None:
-    return None
-
-
 @contextmanager
 def _counted_attention(
     model: PreTrainedModel, recorder: Recorder, way: Way, windows: bool
 ) -> Iterator[None]:
     """Within the block, attention saves what a fused kernel saves, and computes nothing."""
-    masks: dict[int, int | None] = {}
-    own_heads: dict[int, int] = {}
+    masks, own_heads = dict[int, int | None](), dict[int, int]()
     capped, eager = False, attention_name(model) == "eager"
 
     def mask(
@@ -271,10 +271,8 @@ def _counted_attention(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
     ) -> Tensor:
         window = None if attn_mask is None else masks.get(recorder.storage_of(attn_mask))
-        heads = own_heads.get(recorder.storage_of(key), key.shape[1])
-        recorder.attends(
-            Attention(query.shape[1], heads, key.shape[3], value.shape[3], capped), window
-        )
+        heads = query.shape[1], own_heads.get(recorder.storage_of(key), key.shape[1])
+        recorder.attends(Attention(*heads, key.shape[3], value.shape[3], capped), window)
         if way.autocast:
             query, key, value = (each.to(torch.bfloat16) for each in (query, key, value))
         found: Tensor = FusedAttention.apply(query, key, value, attn_mask)
@@ -290,28 +288,24 @@ def _counted_attention(
         own_heads[recorder.storage_of(repeated)] = states.shape[1]
         return repeated
 
+    repeat = sdpa_attention.repeat_kv
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, mask)
-    function: Any = F
-    own, function.scaled_dot_product_attention = function.scaled_dot_product_attention, sdpa
-    library: Any = sdpa_attention
-    repeat, library.repeat_kv = library.repeat_kv, repeat_kv
     ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = mask
-    # Whether rows are packed is read from the values of positions, which fake tensors lack.
-    packed: Any = masking_utils
-    find, packed.find_packed_sequence_indices = packed.find_packed_sequence_indices, _not_packed
-    try:
-        with attention_named(model, NAME) if eager else nullcontext():
+    with (
+        _replaced(F, "scaled_dot_product_attention", sdpa),
+        _replaced(sdpa_attention, "repeat_kv", repeat_kv),
+        # Whether rows are packed is read from the values of positions, which fake tensors lack.
+        _replaced(masking_utils, "find_packed_sequence_indices", lambda *_: None),
+        attention_named(model, NAME) if eager else nullcontext(),
+    ):
+        try:
             yield
-    finally:
-        function.scaled_dot_product_attention = own
-        library.repeat_kv = repeat
-        packed.find_packed_sequence_indices = find
-        del ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+        finally:
+            del ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 
 
-@contextmanager
-def _counted_experts() -> Iterator[None]:
+def _counted_experts() -> AbstractContextManager[None]:
     """Within the block, products of experts save what grouped_mm saves, and compute nothing."""
 
     def grouped_mm(rows: Tensor, weights: Tensor, *, offs: Tensor, **_: Any) -> Tensor:
@@ -320,12 +314,7 @@ def _counted_experts() -> Iterator[None]:
         found: Tensor = GroupedProduct.apply(rows, weights)
         return found
 
-    function: Any = F
-    own, function.grouped_mm = function.grouped_mm, grouped_mm
-    try:
-        yield
-    finally:
-        function.grouped_mm = own
+    return _replaced(F, "grouped_mm", grouped_mm)
 
 
 @contextmanager
