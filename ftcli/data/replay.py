@@ -1,4 +1,4 @@
-"""Replay: the rows of a general source that are trained on with the task's rows, in order.
+"""Replay: which rows of a general source may be trained on with the task's, and in which order.
 
 Rows are drawn in the order of a hash of their content with the seed: their order in the file does
 not matter, and a larger ratio draws the rows of a smaller one and more. Memory: 24 bytes per row

@@ -103,9 +103,15 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    called = (_hash_of, _picture, summary_of, shown_size, counted)
-    environment.globals |= {function.__name__.lstrip("_"): function for function in called}
-    environment.globals |= {"samples": samples, "tables": tables}
+    environment.globals |= {
+        "hash_of": _hash_of,
+        "picture": _picture,
+        "samples": samples,
+        "tables": tables,
+        "summary_of": summary_of,
+        "shown_size": shown_size,
+        "counted": counted,
+    }
     return environment.get_template("page.html.jinja")
 
 

@@ -202,14 +202,14 @@ def test_a_strong_pull_keeps_weights_near_their_start(
 ) -> None:
     start = load_file(tiny_model / "model.safetensors")
     away = {}
-    for strength in (0, 800):
+    for strength in (0, 100, 800):
         name = f"by-{strength}"
         training = {**FP32, "epochs": 4, "lr_scheduler": "constant", **l2_sp(strength)}
         assert train(write_recipe(name, method=METHODS["full"], training=training)) == 0
         away[strength] = distance(weights(tmp_path / "runs" / name), start)
-    assert away[800] < away[0]
+    assert away[800] < away[100] < away[0]
     # Steps of AdamW are about as long as the learning rate: the pull is as strong at 1 / strength.
-    assert away[800] < 2 / 800
+    assert away[800] < 2 / 800 and away[100] < 2 / 100
 
 
 @pytest.mark.parametrize(

@@ -241,8 +241,6 @@ HIDDEN_WIDTH = re.compile(
     r"codebook_dim|adapter_input_size|"
     r"(\w+_)?(embed|emb|embedding|proj|projection|output|input|in|out)_dim"
 )
-
-
 INNER_WIDTH = (
     r"(\w+_)?(intermediate_size(_mlp)?|ffn_dim|d_ff|dff|dim_ff|n_inner|d_inner|mlp_dim|"
     r"ffn_hidden_size|feed_forward_size|expert_dim|projection_hidden_dim)"
