@@ -6,7 +6,8 @@
 # make faults: what is injected, what is seen, what is required (docs/faults.md: FAULTS=--write).
 # make models: each model type of transformers proven on a tiny model; writes docs/models.md (hours).
 # make bench: speed, measured; docs/performance.md is written from it (BENCH="--only optimizations", ...).
-# CPU-only or CUDA builds of torch: PIP_ARGS, see README.
+# CPU-only or CUDA builds of torch: PIP_ARGS, see README. --no-compile: Python compiles what is
+# imported, and of torch that is little; installing takes half as long.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
@@ -71,12 +72,12 @@ bench: $(VENV)/.dev
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[demo]'
+	$(BIN)/pip install --quiet --no-compile $(PIP_ARGS) -e '.[demo]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev]'
+	$(BIN)/pip install --quiet --no-compile $(PIP_ARGS) -e '.[dev]'
 	touch $@
 
 clean:
