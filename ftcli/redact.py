@@ -56,8 +56,9 @@ def secret_in(text: str) -> str | None:
 
 def _known() -> Iterator[tuple[str, str]]:
     """Secrets of this machine's user, each with the name of its variable or file."""
-    for name, value in os.environ.items():
-        if len(value) >= SHORTEST and _names_a_secret(name):
+    for name in filter(_names_a_secret, os.environ):  # values are decoded when they are read
+        value = os.environ.get(name, "")
+        if len(value) >= SHORTEST:
             yield name, value
     for path in _token_files():
         yield from ((str(path), value) for value in _tokens(path))
