@@ -17,6 +17,7 @@ from ftcli.models.architectures.find import find_architecture
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 from tests.conftest import prepared_data
+from tests.tiers import tiers
 
 RECIPE = """\
 # The shop's listings
@@ -313,7 +314,7 @@ def test_a_micro_batch_that_does_not_divide_is_not_written(refuse: Any) -> None:
 # What fits the screen
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", tiers([80, 120], 80))
 @pytest.mark.parametrize(
     "flags",
     [

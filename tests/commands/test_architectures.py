@@ -24,7 +24,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("family", "mode"),
     [
-        ("fused queries and gates", "lora"),
         ("linear layers of its own class", "qlora"),
         *(
             pytest.param(family, mode, marks=pytest.mark.slow)

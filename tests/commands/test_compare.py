@@ -131,6 +131,7 @@ def test_cells_share_rows_and_base_and_their_scores_are_those_of_eval(
         assert found["general_text"].value == text[side]["value"]
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(recipe: Path, tmp_path: Path, capsys: Capture) -> None:
     folder = tmp_path / "runs/tiny-compare/lora"
     first = ask(capsys, recipe, "--methods", "lora", "--steps", "3")

@@ -13,6 +13,7 @@ import pytest
 from ftcli.cli import run
 from ftcli.evaluation.advice.advice import Advice, advise_on
 from ftcli.evaluation.advice.prompting import PromptingResult
+from tests.tiers import tiers
 
 Prepare = Callable[..., dict[str, Any]]
 WriteRecipe = Callable[..., Path]
@@ -183,16 +184,16 @@ def test_stopped_prompting_leaves_the_advice_as_it_was(
     assert prepare(recipe)["advice"] == before
 
 
-@pytest.mark.parametrize(
-    ("before", "tables"),
-    [
-        ([], True),
-        ([("system", TABLE)], True),
-        ([("user", TABLE), ("assistant", "Ask.")], True),
-        # Words alone make no table.
-        ([("user", "Let us create table tennis records."), ("assistant", "Ask.")], False),
-    ],
-)
+BEFORE: list[tuple[list[tuple[str, str]], bool]] = [
+    ([], True),
+    ([("system", TABLE)], True),
+    ([("user", TABLE), ("assistant", "Ask.")], True),
+    # Words alone make no table.
+    ([("user", "Let us create table tennis records."), ("assistant", "Ask.")], False),
+]
+
+
+@pytest.mark.parametrize(("before", "tables"), tiers(BEFORE, BEFORE[2], BEFORE[3]))
 def test_queries_are_scored_by_their_results_if_a_turn_has_tables(
     tmp_path: Path,
     write_recipe: WriteRecipe,

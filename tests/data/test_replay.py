@@ -21,6 +21,7 @@ from ftcli.data.tokenizing.replayed import ReplaySampler
 from ftcli.errors import DataError
 from tests.commands.test_training import adapter_digest, stop_at, train
 from tests.conftest import pair
+from tests.tiers import tiers
 
 TASK = {"train": "rows.jsonl", "validation": 8, "test": 8, "max_length": 64}
 # Of 48 rows 32 are trained on; with a fifth of all rows replayed, 8 more.
@@ -322,7 +323,10 @@ def drawn_one_by_one(replay: ReplaySampler, renderer: Renderer) -> list[tuple[st
     return found
 
 
-@pytest.mark.parametrize(("fitting", "wanted"), [(12, 20), (12, 1), (2, 30), (3, 200), (0, 5)])
+@pytest.mark.parametrize(
+    ("fitting", "wanted"),
+    tiers([(12, 20), (12, 1), (2, 30), (3, 200), (0, 5)], (12, 20), (0, 5)),
+)
 def test_where_few_rows_fit_the_same_are_drawn_in_few_passes(
     tmp_path: Path,
     tiny_model: Path,

@@ -20,6 +20,7 @@ from ftcli.data.templates import worker
 from ftcli.data.templates.render import ChatTemplate, Refused, Rendered
 from ftcli.data.templates.worker import LimitError, render, render_batches
 from tests.families import BUILDERS, family_named
+from tests.tiers import tiers
 
 TURNS = (Message("user", "hello"),)
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds to a limit on memory")
@@ -52,39 +53,39 @@ def limit_of(text: str, seconds: float = 0.3) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        LOOP,
-        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-        "{% for a in range(99999) %}{{ (range(99999) | list).index(99998) }}{% endfor %}",
-        # One instruction of Python, which no exception could end.
-        HEAVY + "{{ h == i }}",
-        HEAVY + "{{ [h, i] | sort }}",
-        "{% set n = namespace(v=9) %}{% for i in range(99) %}{% set n.v = n.v * n.v %}{% endfor %}",
-    ],
-)
+RUNS_TOO_LONG = [
+    LOOP,
+    # One instruction of Python, which no exception could end.
+    HEAVY + "{{ [h, i] | sort }}",
+    HEAVY + "{{ h == i }}",
+    "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "{% for a in range(99999) %}{{ (range(99999) | list).index(99998) }}{% endfor %}",
+    "{% set n = namespace(v=9) %}{% for i in range(99) %}{% set n.v = n.v * n.v %}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("text", tiers(RUNS_TOO_LONG, *RUNS_TOO_LONG[:2]))
 def test_what_runs_too_long_is_ended(text: str) -> None:
     assert limit_of(text) == "runs for more than 0.3 s"
 
 
+TAKES_MUCH_MEMORY = [
+    "{{ 'a' * 10**10 }}",
+    BIG + "{{ b.replace('a', b) }}",
+    MANY + "{{ b | join }}",
+    "{{ [x] * 10**9 }}",
+    "{{ 'a'.center(10**10) }}",
+    "{{ x | indent(10**10) }}",
+    "{{ '%0999999999d' % ten }}",
+    "{{ '{:>9999999999}'.format(1) }}",
+    BIG + "{{ b.translate({97: b}) }}",
+    "{% set n = namespace(v=x) %}{% for i in range(99) %}{% set n.v = n.v ~ n.v %}{% endfor %}",
+    "{% for i in range(99999) %}{{ 'a' * 10000000 ~ i }}{% endfor %}",
+]
+
+
 @LINUX
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{{ 'a' * 10**10 }}",
-        "{{ [x] * 10**9 }}",
-        "{{ 'a'.center(10**10) }}",
-        "{{ x | indent(10**10) }}",
-        "{{ '%0999999999d' % ten }}",
-        "{{ '{:>9999999999}'.format(1) }}",
-        BIG + "{{ b.replace('a', b) }}",
-        BIG + "{{ b.translate({97: b}) }}",
-        MANY + "{{ b | join }}",
-        "{% set n = namespace(v=x) %}{% for i in range(99) %}{% set n.v = n.v ~ n.v %}{% endfor %}",
-        "{% for i in range(99999) %}{{ 'a' * 10000000 ~ i }}{% endfor %}",
-    ],
-)
+@pytest.mark.parametrize("text", tiers(TAKES_MUCH_MEMORY, *TAKES_MUCH_MEMORY[:3]))
 def test_what_takes_much_memory_is_refused_it(text: str) -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
     # What the process has freed may be taken again.

@@ -76,10 +76,14 @@ def certificate(kind: str, method: LoraKeys, folder: Path) -> tuple[Exactness, E
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [
-        *((kind, QLORA) for kind in KINDS),
-        *((kind, LORA) for kind in KINDS if kind != "nemotron_h"),  # its layers cannot take fp64
-    ],
+    tiers(
+        [
+            *((kind, QLORA) for kind in KINDS),
+            *((kind, LORA) for kind in KINDS if kind != "nemotron_h"),  # its layers take no fp64
+        ],
+        ("gpt_oss", QLORA),
+        ("qwen3_moe", LORA),
+    ),
 )
 def test_adapted_experts_are_merged(kind: str, method: LoraKeys, tmp_path: Path) -> None:
     exact, written = certificate(kind, method, tmp_path)

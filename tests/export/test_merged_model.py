@@ -32,6 +32,7 @@ from ftcli.models.architectures.model_class import mend_text_forward, model_clas
 from ftcli.models.load import load_base
 from ftcli.models.methods import attach, quantization
 from tests.decoders import DECODERS, decoder
+from tests.tiers import tiers
 from tests.tiny_models import SIZES, gpt_neox, llama, phi3, qwen2, shake
 
 CPU = torch.device("cpu")
@@ -181,7 +182,7 @@ KINDS: dict[str, type[Lora] | type[Qlora]] = {"lora": Lora, "qlora": Qlora}
         pytest.param("qlora", "float32", marks=SLOW),
     ],
 )
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", tiers(MODELS, "llama, tied", "phi3, fused"))
 def test_every_model(model: str, mode: str, dtype: str, tmp_path: Path) -> None:
     method = KINDS[mode].model_validate({"mode": mode, "rank": 4})
     require_same(certificate(MODELS[model](), method, tmp_path, TYPES[dtype]))
@@ -193,7 +194,6 @@ def test_every_model(model: str, mode: str, dtype: str, tmp_path: Path) -> None:
     [
         ("gemma3", "lora"),
         ("lfm2", "qlora"),
-        ("minicpm3", "lora"),
         *(pytest.param(name, mode, marks=SLOW) for name in DECODERS for mode in KINDS),
     ],
 )
@@ -218,7 +218,7 @@ def test_every_kind_of_decoder(model_type: str, mode: str, tmp_path: Path) -> No
         *(pytest.param("qlora", "bfloat16", tied, marks=SLOW) for tied in (True, False)),
     ],
 )
-@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("extra", tiers(EXTRAS, *list(EXTRAS)[::3]))
 def test_every_extra(extra: str, tied: bool, mode: str, dtype: str, tmp_path: Path) -> None:
     method = KINDS[mode].model_validate({"mode": mode, "rank": 4} | EXTRAS[extra])
     base = llama(tie_word_embeddings=tied)

@@ -21,6 +21,7 @@ from ftcli.models.methods import attach
 from ftcli.models.virtual_tokens import causal_model
 from tests.architectures import FAMILIES as PACKED
 from tests.kernels.test_packed_families import model_of
+from tests.tiers import tiers
 from tests.tiny_models import SIZES, collate
 
 Observed = Callable[[str], None]
@@ -78,13 +79,17 @@ def looked_at(model: Any, rows: list[list[int]]) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.fault(18)
 @pytest.mark.parametrize(
     ("name", "attention"),
-    [
+    tiers(
+        [
+            ("llama", "sdpa"),
+            ("llama", "eager"),
+            ("mistral", "sdpa"),
+            ("mistral", "eager"),
+            ("gemma2", "eager"),
+        ],
         ("llama", "sdpa"),
-        ("llama", "eager"),
-        ("mistral", "sdpa"),
-        ("mistral", "eager"),
         ("gemma2", "eager"),
-    ],
+    ),
 )
 def test_a_changed_row_changes_no_other(name: str, attention: str, observed: Observed) -> None:
     rows = [torch.randint(1, 97, (length,)).tolist() for length in (14, 9, 11, 5)]
@@ -136,7 +141,7 @@ def test_packing_is_refused_where_neighbours_would_leak(
 
 
 @pytest.mark.fault(18)
-@pytest.mark.parametrize("name", sorted(PACKED))
+@pytest.mark.parametrize("name", tiers(sorted(PACKED), *sorted(PACKED)[::3]))
 def test_packed_rows_do_not_see_each_other(name: str, observed: Observed) -> None:
     """A row's loss is the same, to the last bit, whatever rows of its length are in its batch."""
     model = model_of(name, "lora").eval()

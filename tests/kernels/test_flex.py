@@ -17,6 +17,7 @@ from ftcli.models.batches import Batch, packed
 from ftcli.models.loss import row_losses
 from tests.architectures import FAMILIES
 from tests.kernels.test_packed_families import assert_scored_alone, model_of, rows
+from tests.tiers import tiers
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -31,7 +32,7 @@ def through_flex(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("through_flex")
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", tiers(FAMILIES, *list(FAMILIES)[::3]))
 def test_each_row_is_scored_as_by_itself(name: str) -> None:
     assert_scored_alone(model_of(name, "lora").eval())
 

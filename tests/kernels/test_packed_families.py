@@ -23,6 +23,7 @@ from ftcli.models.loss import row_losses, summed_loss
 from ftcli.models.methods import attach
 from ftcli.models.text_forward import text_forward
 from tests.architectures import FAMILIES, SIZES
+from tests.tiers import tiers
 from tests.tiny_models import collate, shake
 
 METHODS: dict[str, Method] = {
@@ -123,7 +124,7 @@ def test_every_type_that_is_packed_is_tried() -> None:
     assert {name.split()[0] for name in FAMILIES} == PACKED_TYPES
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", tiers(METHODS, "full", "lora"))
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_rows_give_the_loss_and_the_gradients_of_padded_ones(name: str, method: str) -> None:
     model = model_of(name, method)
@@ -167,7 +168,7 @@ def test_rows_are_scored_as_each_by_itself(name: str) -> None:
     assert_scored_alone(model_of(name, "lora").eval())
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", tiers(["full", "lora"], "lora"))
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bf16_stays_as_near_to_fp32_as_the_plain_path(name: str, method: str) -> None:
     """A function that ignores autocast would compute in fp32, or round what stays in fp32."""

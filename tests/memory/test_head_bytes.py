@@ -91,9 +91,7 @@ def our_deviation(head: str, choices: Choices, **sizes: int) -> float:
     "head",
     tiers(["plain", "softcapped", "tied", "scaled"], "softcapped"),
 )
-@pytest.mark.parametrize(
-    "method", ["lora", pytest.param("lora, head", marks=pytest.mark.slow), "full"]
-)
+@pytest.mark.parametrize("method", tiers(["lora", "lora, head", "full"], "lora"))
 def test_our_head_allocates_what_the_formula_says(
     method: str, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,7 @@ def test_a_row_longer_than_the_window_brings_a_mask(family: str) -> None:
     assert saved > 1.02
 
 
+@pytest.mark.slow
 def test_a_mask_copies_no_values_where_there_are_as_many_of_them_as_heads() -> None:
     """Nothing is repeated; a value that is a view keeps the tensor of queries, keys and values."""
     config = tiny_config("phi3", num_key_value_heads=SIZES["num_attention_heads"])
@@ -193,6 +194,7 @@ def test_a_mask_copies_no_values_where_there_are_as_many_of_them_as_heads() -> N
     assert abs(deviation(config, METHODS["prefix-tuning"])) < 0.01
 
 
+@pytest.mark.slow
 def test_gemma_2_keeps_the_scores_that_eager_attention_makes() -> None:
     for mode in ("full", "lora"):
         for rebuilt in (False, True):

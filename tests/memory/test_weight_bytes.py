@@ -99,7 +99,7 @@ def test_the_bias_of_a_head_is_trained_with_it() -> None:
     assert counted == trainable_parameters(architecture, LORA) + 64 * 128 + 64
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", tiers([False, True], True))
 @pytest.mark.parametrize("kind", ["fused", "foreach", "8-bit"])
 def test_optimizer_states_are_those_of_a_step(kind: str, tied: bool) -> None:
     long = {"prompt-tuning": Choices("prompt-tuning", virtual_tokens=50)}
@@ -189,7 +189,7 @@ FEW_TOKENS = {
 }
 
 
-@pytest.mark.parametrize("name", tiers(FEW_TOKENS, "dora, pure bf16", "adapter, 4 bits"))
+@pytest.mark.parametrize("name", tiers(FEW_TOKENS, "adapter, 4 bits"))
 def test_a_step_of_few_tokens_peaks_where_the_formula_says(name: str) -> None:
     for rebuilt in (True, False):
         choices = replace(FEW_TOKENS[name], gradient_checkpointing=rebuilt)

@@ -115,7 +115,7 @@ def test_the_reason_is_a_build_without_cuda_or_a_driver_that_is_too_old(
     assert "http" not in reason()
 
 
-@pytest.mark.parametrize("mode", tiers(["lora", "qlora"], "qlora"))
+@pytest.mark.parametrize("mode", tiers(["lora", "qlora"], "lora"))
 def test_no_command_touches_the_gpu_with_a_recipe_that_says_cpu(
     mode: str,
     write_recipe: Callable[..., Path],

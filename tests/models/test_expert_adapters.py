@@ -24,6 +24,7 @@ from ftcli.models.adapters import WEIGHTS, add_adapter, open_adapter, save_weigh
 from ftcli.models.methods import attach, rewritten
 from ftcli.models.targets import linear_names
 from tests.experts import IDS, MIXTURES, REPLACEABLE, in_4_bits, mixture, through
+from tests.tiers import tiers
 from tests.tiny_models import llama, logits, lora, shake
 
 ROUTERS = {"llama4_text": "feed_forward.router", "granitemoehybrid": "router.layer"}
@@ -36,7 +37,7 @@ def adapted_by(model: PreTrainedModel, **keys: Any) -> Any:
     return adapted
 
 
-@pytest.mark.parametrize("kind", MIXTURES)
+@pytest.mark.parametrize("kind", tiers(MIXTURES, *list(MIXTURES)[::3]))
 def test_each_linear_layer_but_the_router_has_an_adapter(kind: str) -> None:
     base = mixture(kind)
     router = ROUTERS.get(kind, "nothing")
@@ -59,7 +60,7 @@ def test_each_linear_layer_but_the_router_has_an_adapter(kind: str) -> None:
     assert all(found[name].abs().max() > 0 for name in trained)
 
 
-@pytest.mark.parametrize("kind", REPLACEABLE)
+@pytest.mark.parametrize("kind", tiers(REPLACEABLE, *REPLACEABLE[::3]))
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_file_is_opened_exactly_and_by_plain_peft_too(
     kind: str, packed: bool, tmp_path: Path

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ftcli.config.recipe import Lora
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.methods import attach
+from tests.tiers import tiers
 from tests.tiny_models import (
     IDS,
     LINEAR,
@@ -92,7 +93,7 @@ def test_layers_and_modules_of_fused_matrices() -> None:
     }
 
 
-@pytest.mark.parametrize("build", [llama, gpt_neox, falcon])
+@pytest.mark.parametrize("build", tiers([llama, gpt_neox, falcon], llama))
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("names", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
 def test_modules_are_trained_whole_in_fp32_and_found_again(

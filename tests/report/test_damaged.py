@@ -13,6 +13,7 @@ from ftcli.runs.folder import RunFolder
 from ftcli.training.plan.plan import Plan
 from tests.outline import outline
 from tests.reported import evaluation, plan_record, save_evaluation, save_run, usual_lines
+from tests.tiers import tiers
 
 MISSING = {
     "eval": "Not evaluated yet: ftcli eval runs/shop",
@@ -26,7 +27,7 @@ MISSING = {
 }
 
 
-@pytest.mark.parametrize("name", MISSING)
+@pytest.mark.parametrize("name", tiers(MISSING, *list(MISSING)[::3]))
 def test_a_report_without_a_part_says_how_to_get_it(whole: RunFolder, name: str) -> None:
     (whole.path / name).rename(whole.path / "elsewhere")
     found = outline(whole)

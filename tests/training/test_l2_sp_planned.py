@@ -20,10 +20,11 @@ from ftcli.training.l2_sp import L2SP
 from ftcli.training.plan.decide import BF16_ROUNDS_BELOW
 from tests.commands.test_training import adapter_digest, train
 from tests.conftest import Capture, Recipes, save_tiny_model
+from tests.tiers import tiers
 from tests.training.test_l2_sp import FP32, METHODS, RATE, STRENGTH, l2_sp
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", tiers(METHODS, *list(METHODS)[::3]))
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_the_estimate_counts_starting_weights(name: str, stored: str, tmp_path: Path) -> None:
     from ftcli.models.methods import quantization

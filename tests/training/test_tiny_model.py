@@ -22,7 +22,7 @@ from ftcli.training.smoke.tiny_config import (
     tiny_values,
 )
 from ftcli.training.smoke.tiny_model import build_tiny_model
-from tests.architectures import DISTINCT_FIRST
+from tests.architectures import DISTINCT, MODEL_TYPES
 from tests.conftest import tiny_tokenizer
 from tests.memory.counting import BY_FAMILY
 from tests.tiers import tiers
@@ -77,7 +77,7 @@ def recipe(**method: Any) -> Recipe:
 
 
 @pytest.mark.parametrize("tied", tiers([True, False], True), ids=["tied", "untied"])
-@pytest.mark.parametrize("family", DISTINCT_FIRST)
+@pytest.mark.parametrize("family", tiers(MODEL_TYPES, *DISTINCT[::3]))
 def test_a_tiny_model_of_every_type_has_the_names_of_the_original(family: str, tied: bool) -> None:
     original = large(family, tie_word_embeddings=tied)
     tiny_one = tiny(original)
