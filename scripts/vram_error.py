@@ -167,21 +167,21 @@ def residuals_text(table: Path) -> str:
     return json.dumps({"source": source, "kinds": kinds}, indent=1) + "\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", type=Path, nargs="?", default=TABLE)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--write-residuals", action="store_true", help=f"rewrite {RESIDUALS.name}")
     parser.add_argument("--write", action="store_true", help=f"the tables of {PAGE.name}")
-    arguments = parser.parse_args()
-    if arguments.write:
+    chosen = parser.parse_args(arguments)
+    if chosen.write:
         PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
         return
-    if arguments.write_residuals:
-        RESIDUALS.write_text(residuals_text(arguments.table), encoding="utf-8")
+    if chosen.write_residuals:
+        RESIDUALS.write_text(residuals_text(chosen.table), encoding="utf-8")
         return
-    found = report(arguments.table)
-    print(json.dumps(found) if arguments.json else _text(found))
+    found = report(chosen.table)
+    print(json.dumps(found) if chosen.json else _text(found))
 
 
 def _text(found: dict[str, Any]) -> str:

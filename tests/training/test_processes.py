@@ -16,6 +16,7 @@ from tests.conftest import Recipes
 
 # Of three rows a step at most, so that both processes have several micro-batches, and not as many.
 PROGRAM = """
+import os
 import sys
 from pathlib import Path
 
@@ -30,7 +31,30 @@ from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 from ftcli.training.job import TrainJob, open_model
 
-recipe, run, found = (Path(word) for word in sys.argv[1:])
+recipe, folder, port = (Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+
+
+def in_children(*worlds: dict[str, str]) -> int | None:
+    # A fork for each has what the imports made; in a child its rank, in the parent None.
+    children = []
+    for rank, world in enumerate(worlds):
+        if not (child := os.fork()):
+            os.environ.update(world, OMP_NUM_THREADS="1")
+            return rank
+        children.append(child)
+    if any(os.waitpid(child, 0)[1] for child in children):
+        sys.exit("a child failed")
+    return None
+
+
+two = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+name, rank = "one", in_children({})
+if rank is None:
+    ranks = [two | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    name, rank = "two", in_children(*ranks)
+if rank is None:
+    sys.exit()
+run, found = folder / f"{name}-{rank}", folder / f"{name}-{rank}.pt"
 loaded = load_recipe(recipe)
 model = open_model(loaded.recipe)
 prepared = prepare(loaded.recipe, model.renderer, run / "data", Terminal())
@@ -52,23 +76,18 @@ torch.save((torch.stack(losses), gradients, last, type(trainer.model_wrapped).__
 """
 
 
-def train(recipe: Path, folder: Path, processes: int) -> list[Any]:
+def train(recipe: Path, folder: Path) -> dict[str, Any]:
     """What each process found: losses, gradients of the first step, weights after the last."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = []
-    for rank in range(processes):
-        arguments = [str(recipe), str(folder / f"run-{rank}"), str(folder / f"found-{rank}.pt")]
-        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
-        places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        of_process = {name: str(value) for name, value in (world | places).items()}
-        command = [sys.executable, "-c", PROGRAM, *arguments]
-        started.append(
-            subprocess.Popen(command, env={**os.environ, **(of_process if processes > 1 else {})})
-        )
-    assert [process.wait(timeout=300) for process in started] == [0] * processes
-    return [torch.load(folder / f"found-{rank}.pt") for rank in range(processes)]
+    subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(recipe), str(folder), str(port)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=True,
+    )
+    return {name: torch.load(folder / f"{name}.pt") for name in ("one-0", "two-0", "two-1")}
 
 
 @pytest.mark.parametrize(
@@ -88,13 +107,10 @@ def test_two_processes_take_the_steps_of_one(
         method={"mode": mode},
         training={**training, "packing": packing, "precision": "fp32"},
     )
-    folders = [tmp_path / "one", tmp_path / "two"]
-    for folder in folders:
-        folder.mkdir()
-    ((losses, gradients, weights, kind),) = train(recipe, folders[0], 1)
-    several = train(recipe, folders[1], 2)
+    found = train(recipe, tmp_path)
+    losses, gradients, weights, kind = found.pop("one-0")
     assert kind != "DistributedDataParallel"
-    for of_losses, of_gradients, of_weights, wrapped in several:
+    for of_losses, of_gradients, of_weights, wrapped in found.values():
         assert wrapped == "DistributedDataParallel"
         torch.testing.assert_close(of_losses, losses, rtol=1e-6, atol=0)
         largest = max(float(each.abs().max()) for each in gradients.values())
