@@ -9,6 +9,7 @@ transformers' interface for experts has each registered function call.
 from __future__ import annotations
 
 import atexit
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -124,6 +125,8 @@ def fake_tensors() -> AbstractContextManager[object]:
     """Within the block, tensors have sizes and types, but no values: torch has no public name."""
     from torch._subclasses import FakeTensorMode
 
+    # It prints the traceback of what a class cannot do, which the caller handles.
+    logging.getLogger(FakeTensorMode.__module__).setLevel(logging.CRITICAL)
     return FakeTensorMode()
 
 

@@ -39,8 +39,8 @@ from ftcli.models.files.older_readers import set_type, write_for_older_readers
 from ftcli.models.files.quantized_files import DEQUANTISED, file_format
 from ftcli.models.files.untrusted import copy_processor
 from ftcli.models.load import DTYPES, load_base
-from ftcli.models.methods import shared_weight
 from ftcli.models.prompt_manifest import generation_config
+from ftcli.models.targets import shared_weight
 from ftcli.models.text_forward import idle_modules
 from ftcli.models.virtual_tokens import causal_model
 from ftcli.shell import command

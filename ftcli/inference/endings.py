@@ -14,7 +14,7 @@ from ftcli.console import Reporter
 from ftcli.data.dataset import Dataset, RowsOf, Split
 from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import Renderer
-from ftcli.errors import DataError
+from ftcli.errors import DataError, ModelError
 from ftcli.inference.generation import Model, answer_prompts
 from ftcli.models.device import is_out_of_memory
 from ftcli.models.prompt_manifest import PromptFormat
@@ -99,6 +99,9 @@ def measure_stop_rate(trainer: FtcliTrainer, job: TrainJob, reporter: Reporter) 
         reporter.note(
             "note: no memory left for sample answers; ftcli eval measures how many finish"
         )
+        return StopRate(None, 0)
+    except ModelError as error:  # the training is done, and is saved
+        reporter.note(f"note: no sample answers: {error.message}")
         return StopRate(None, 0)
     return StopRate(sum(answer.stopped for answer in answers) / len(answers), len(answers))
 

@@ -7,37 +7,32 @@ common prefix of a batch once, and removes finished rows from a batch.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import (
     DynamicCache,
-    DynamicLayer,
-    GenerationConfig,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ftcli.config.recipe import Generation
 from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS, common_tokens
+from ftcli.inference.caches import cache_of, cache_tokens_of, padded
 from ftcli.inference.streaming import AnswerStreamer
-from ftcli.memory.step import ANSWERED_ROWS, PREFILLED_TOKENS, cache_tokens
+from ftcli.memory.step import ANSWERED_ROWS, PREFILLED_TOKENS
 from ftcli.models.batches import Row, length_batches
-from ftcli.models.device import free_bytes, input_device, is_out_of_memory
+from ftcli.models.device import input_device, is_out_of_memory
 from ftcli.models.loss import row_losses
 from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.models.virtual_tokens import (
     causal_model,
     generating,
     generation_inputs,
-    has_prefix,
     virtual_tokens,
 )
 from ftcli.training.collators import Collator, PaddingCollator, scoring_collator
@@ -136,54 +131,15 @@ def answer_batches(
 ) -> list[list[int]]:
     """Indices of prompts in batches for `answer_batch`: every prompt once."""
     groups: dict[int, list[int]] = {}
-    padded = _takes_padding(model.network)
+    padding = cache_of(model.network).padding
     for index, prompt in enumerate(prompts):
-        groups.setdefault(0 if padded else len(prompt), []).append(index)
+        groups.setdefault(0 if padding else len(prompt), []).append(index)
     limits = (settings.max_new_tokens, batch_size, cache_tokens_of(model.network))
     return [
         [group[index] for index in batch]
         for group in groups.values()
         for batch in answered_together([prompts[index] for index in group], *limits)
     ]
-
-
-def _takes_padding(model: PreTrainedModel) -> bool:
-    """Whether a row of a batch is answered as alone; measured once on a short row.
-
-    Some models see masked padding (transformers 5.24: DeepSeek V4 compresses it, RWKV has no mask).
-    With a prefix, a sliding window counts it.
-    """
-    network = causal_model(model)
-    if has_prefix(model):
-        return DynamicSlidingWindowLayer not in _cache_form(network)[0]
-    if network not in _TAKES_PADDING:
-        prompt = list(range(1, 8))
-        alone, padded = (
-            _first_logits(network, rows)[-1] for rows in ([prompt], [prompt * 2, prompt])
-        )
-        rounding = 1e-3 if network.dtype == torch.float32 else 0.05
-        close = (alone - padded).abs().max() <= rounding * alone.abs().max()
-        _TAKES_PADDING[network] = bool(close)
-    return _TAKES_PADDING[network]
-
-
-_TAKES_PADDING: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-
-
-@torch.no_grad()
-def _first_logits(network: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Logits [rows, vocab] of the first token after each prompt."""
-    ids, mask = (each.to(input_device(network)) for each in _padded(prompts, 0))
-    settings = GenerationConfig(
-        max_new_tokens=1,
-        do_sample=False,
-        pad_token_id=0,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    found = network.eval().generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-    logits: Tensor = found.logits[0].float()
-    return logits
 
 
 def answer_batch(
@@ -225,6 +181,7 @@ def stream_answer(
             **inputs,
             streamer=AnswerStreamer(model.prompt_format, on_text) if on_text is not None else None,
             max_new_tokens=settings.max_new_tokens,
+            use_cache=cache_of(model.network).right or "cache" in inputs,
             **_generate_arguments(model, settings),
         )
     return _decoded(model, output[0, inputs["input_ids"].shape[1] :].tolist())
@@ -264,35 +221,6 @@ def answered_together(
         order = order[count:]
 
 
-def cache_tokens_of(model: PreTrainedModel) -> int:
-    """Tokens of KV cache per batch: in half of the free memory, and so that a step reads no more
-    cache than weights; beyond that, larger batches gain nothing."""
-    token_bytes = _cache_form(causal_model(model))[1]
-    if not token_bytes:  # states of a fixed size
-        return sys.maxsize
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    room = free_bytes(model.device) // 2 // token_bytes
-    return min(cache_tokens(weights, token_bytes), max(1, room))
-
-
-_CACHE_FORMS: WeakKeyDictionary[PreTrainedModel, tuple[frozenset[type], int]] = WeakKeyDictionary()
-
-
-@torch.no_grad()
-def _cache_form(network: PreTrainedModel) -> tuple[frozenset[type], int]:
-    """Classes of a cache's layers (or its own), and bytes of a token; measured once."""
-    if network not in _CACHE_FORMS:
-        ids = torch.ones((1, 2), dtype=torch.long, device=input_device(network))
-        cache = getattr(network.eval()(input_ids=ids, use_cache=True), "cache", None)
-        layers = getattr(cache, "layers", ())
-        kept = [layer for layer in layers if isinstance(layer, DynamicLayer)]
-        tensors = [each for layer in kept for each in (layer.keys, layer.values)]
-        kinds = frozenset(map(type, layers)) or frozenset({type(cache)})
-        bytes_ = [t[:, :, 0].nbytes for t in tensors if t is not None and t.dim() == 4]
-        _CACHE_FORMS[network] = (kinds, sum(bytes_))
-    return _CACHE_FORMS[network]
-
-
 @torch.no_grad()
 def generate_ids(
     model: PreTrainedModel,
@@ -307,10 +235,10 @@ def generate_ids(
     """
     network, stops = causal_model(model), torch.tensor(list(stop_ids), device=model.device)
     inputs = _inputs(model, prompts)
-    plain_cache = _cache_form(network)[0] <= {DynamicLayer, DynamicSlidingWindowLayer}
+    cached = cache_of(model)
     # A state space's cache cannot lose rows, and in many models cannot take several tokens; a soft
     # prompt is embedded at once.
-    in_chunks = plain_cache and ("cache" in inputs or not virtual_tokens(model))
+    in_chunks = cached.grows and ("cache" in inputs or not virtual_tokens(model))
     in_chunks &= inputs["input_ids"].numel() > PREFILLED_TOKENS
     chunk = max(1, PREFILLED_TOKENS // len(prompts)) if in_chunks else None
     answers: list[list[int]] = [[] for _ in prompts]
@@ -323,9 +251,10 @@ def generate_ids(
             output: Any = network.generate(
                 **inputs,
                 **arguments,
+                use_cache=cached.right or "cache" in inputs,
                 max_new_tokens=max_new_tokens - done,
                 prefill_chunk_size=chunk,
-                stopping_criteria=some_finished if plain_cache else None,
+                stopping_criteria=some_finished if cached.grows else None,
                 return_dict_in_generate=True,
             )
         ids, cache = output.sequences, output.cache
@@ -337,7 +266,7 @@ def generate_ids(
         if done == max_new_tokens or not len(stay):
             return [_through_stop(answer, stop_ids) for answer in answers]
         unfinished = [unfinished[index] for index in stay.tolist()]
-        if cache is not None:  # MPT's `generate` keeps none
+        if cache is not None:
             cache.batch_select_indices(stay)
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, ids.shape[1] - start), value=1)
         inputs = {"input_ids": ids[stay], "attention_mask": mask[stay], "cache": cache}
@@ -362,11 +291,11 @@ def _inputs(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> dict[st
     # A sliding window would count the padding that follows the common prefix, and a text model in a
     # class with towers has another base model.
     is_text_only = network.config.get_text_config(decoder=True) is network.config
-    plain = is_text_only and _cache_form(network)[0] == {DynamicLayer}
+    plain = is_text_only and cache_of(network).plain
     if not shared or virtual_tokens(model) or not plain:
-        ids, mask = _padded(prompts, 0)
+        ids, mask = padded(prompts, 0)
         return generation_inputs(model, ids.to(model.device), mask.to(model.device))
-    ids, mask = (each.to(model.device) for each in _padded(prompts, shared))
+    ids, mask = (each.to(model.device) for each in padded(prompts, shared))
     cache = DynamicCache(config=network.config)
     network.base_model(input_ids=ids[:1, :shared], use_cache=True, cache=cache)
     cache.batch_repeat_interleave(len(prompts))
@@ -378,21 +307,6 @@ def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     rows = [list(prompt) for prompt in prompts]
     common = min(common_tokens(min(rows), max(rows)), min(map(len, rows)) - 1)
     return common if len(rows) > 1 and common >= SHARED_TOKENS else 0
-
-
-def _padded(prompts: Sequence[Sequence[int]], shared: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask [rows, longest]; padding follows the first `shared` tokens.
-
-    A row is padded with its own first token, which is masked and does not change a repetition
-    penalty. The pad token may be the stop token, and would.
-    """
-    longest = max(map(len, prompts))
-    ids, mask = [], []
-    for prompt in prompts:
-        padding = longest - len(prompt)
-        ids.append([*prompt[:shared], *[prompt[0]] * padding, *prompt[shared:]])
-        mask.append([1] * shared + [0] * padding + [1] * (len(prompt) - shared))
-    return torch.tensor(ids), torch.tensor(mask)
 
 
 def _through_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:

@@ -20,11 +20,15 @@ from peft import (
     PromptTuningInit,
     get_peft_model,
 )
-from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper, transformers_weight_conversion
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    BitsAndBytesConfig,
+    DynamicLayer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ftcli.config.recipe import (
     Bottleneck,
@@ -36,18 +40,25 @@ from ftcli.config.recipe import (
     PromptTuning,
     Qlora,
 )
+from ftcli.errors import ModelError
 from ftcli.kernels.expert_stacks import plain_stacks
 from ftcli.kernels.experts import use_own_updates
-from ftcli.memory.choices import Placement
-from ftcli.memory.trained import block_ends
+from ftcli.memory.architecture import Attention
 from ftcli.models.architectures.find import architecture_of_model
 from ftcli.models.bottleneck import BottleneckConfig
-from ftcli.models.targets import expert_names, kind_of, last_name, run_text, shortened, target_names
-from ftcli.models.text_forward import idle_modules
-from ftcli.models.virtual_tokens import init_virtual_tokens, require_embeddings, require_prefix
-
-ENDS = ("embed_tokens", "lm_head")
-"""Recipe names of input embeddings and head."""
+from ftcli.models.device import is_out_of_memory
+from ftcli.models.targets import (
+    ENDS,
+    adapter_targets,
+    expert_names,
+    kind_of,
+    names_of_ends,
+    run_text,
+    shortened,
+    target_names,
+)
+from ftcli.models.text_forward import idle_modules, is_close
+from ftcli.models.virtual_tokens import init_virtual_tokens
 
 # Key of a method → the library's name for it.
 LIBRARY_NAMES = {
@@ -104,9 +115,9 @@ def attach(
     if isinstance(method, Full):
         return _train_what_text_reaches(model)
     if isinstance(method, PrefixTuning):
-        require_prefix(model)
+        _require_prefix(model)
     if isinstance(method, PromptTuning):
-        require_embeddings(model)
+        _require_embeddings(model)
     config = _config(model, method)
     torch.manual_seed(seed)
     adapted = add_adapters(model, config)
@@ -171,26 +182,79 @@ def _config(
                 activation=method.activation,
             )
         case PrefixTuning():
+            (call, *_) = _attention_calls(model)
             return PrefixTuningConfig(
                 task_type="CAUSAL_LM",
+                # PEFT finds these by the usual keys of a config only.
+                num_layers=architecture_of_model(model).layers,
+                num_attention_heads=call.kv_heads,
+                token_dim=call.kv_heads * call.key_width,
                 num_virtual_tokens=method.virtual_tokens,
                 prefix_projection=method.projection,
                 init_weights="zero" if method.projection else None,
             )
         case PromptTuning():
             architecture = architecture_of_model(model)
-            heads = [call.heads for kind in architecture.kinds for call in kind.attention]
+            calls = _attention_calls(model)
             return PromptTuningConfig(
                 task_type="CAUSAL_LM",
-                # PEFT finds these by the usual keys of a config only, and a prompt needs the width.
-                num_layers=architecture.layers,
-                num_attention_heads=heads[0] if heads else 1,
+                num_layers=architecture.layers,  # a prompt needs the width only
+                num_attention_heads=calls[0].heads if calls else 1,
                 token_dim=architecture.hidden,
                 num_virtual_tokens=method.virtual_tokens,
                 prompt_tuning_init=PromptTuningInit.RANDOM,  # init_virtual_tokens follows
             )
         case _:
             assert_never(method)
+
+
+def _attention_calls(model: PreTrainedModel) -> list[Attention]:
+    """Of the layers of each kind, as they were measured."""
+    return [call for kind in architecture_of_model(model).kinds for call in kind.attention]
+
+
+def _require_prefix(base: PreTrainedModel) -> None:
+    """Raise ModelError (`method_refused`) if a layer of the model cannot have a prefix."""
+    embeddings = base.get_input_embeddings().weight
+    if embeddings.is_meta:  # sizes without weights
+        return
+    ids = torch.ones((1, 2), dtype=torch.long, device=embeddings.device)
+    with torch.no_grad():
+        cache = getattr(base.eval()(input_ids=ids, use_cache=True), "cache", None)
+    layers = getattr(cache, "layers", ())
+    pairs = [(getattr(each, "keys", None), getattr(each, "values", None)) for each in layers]
+    shapes = {each.shape if isinstance(each, Tensor) else None for pair in pairs for each in pair}
+    plain = all(type(each) in (DynamicLayer, DynamicSlidingWindowLayer) for each in layers)
+    if not plain or len(shapes) != 1 or None in shapes:
+        raise ModelError(
+            "method_refused",
+            f"{type(base).__name__}: prefix-tuning needs keys and values of one size in all "
+            "layers, and some have others or none; take method.mode: lora",
+        )
+
+
+def _require_embeddings(base: PreTrainedModel) -> None:
+    """Raise ModelError (`method_refused`) if the model does not run on embeddings alone."""
+    embeddings = base.get_input_embeddings()
+    if embeddings.weight.is_meta:  # sizes without weights
+        return
+    ids = torch.arange(11, 15, device=embeddings.weight.device)[None]
+    refusal = f"{type(base).__name__} does not run on embeddings, which a soft prompt is made of"
+    try:
+        with torch.no_grad():  # other vectors than those of words, which Gemma 4 looks up
+            base.train()(inputs_embeds=2 * embeddings(ids) + 1, use_cache=False)
+            base.eval()
+            of_ids = base(input_ids=ids, use_cache=False).logits
+            of_embeddings = base(inputs_embeds=embeddings(ids), use_cache=False).logits
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"{refusal} ({str(error).splitlines()[0]}); take method.mode: lora"
+        raise ModelError("method_refused", reason) from error
+    finally:
+        base.eval()
+    if not is_close(of_embeddings, of_ids):  # Gemma 3n has more of a word than its embedding
+        raise ModelError("method_refused", f"{refusal}, but on ids; take method.mode: lora")
 
 
 def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
@@ -254,54 +318,6 @@ def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PreTrainedModel:
         adapted: PreTrainedModel = get_peft_model(model, config)
     use_own_updates(adapted)
     return adapted
-
-
-def adapter_targets(model: PreTrainedModel, placement: Placement) -> list[str]:
-    """Names of the last projections of attention and MLP of all layers, in full where a module
-    outside of them has the same."""
-    architecture = architecture_of_model(model)
-    return shortened(
-        model,
-        [
-            f"{architecture.stack}.{layer}.{each.name}"
-            for layer in range(architecture.layers)
-            for each in block_ends(architecture.kind_of(layer), placement)
-        ],
-    )
-
-
-def names_of_ends(model: PreTrainedModel, ends: Sequence[str]) -> list[str]:
-    """The model's names for `embed_tokens` and `lm_head`: GPT-NeoX's embeddings are `embed_in`,
-    Falcon's `word_embeddings`, and PEFT ignores a name that matches nothing."""
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    names = {module: last_name(name) for name, module in model.named_modules()}
-    return [names[module] for end, module in zip(ENDS, modules, strict=True) if end in ends]
-
-
-def shared_weight(adapted: nn.Module) -> str | None:
-    """A message naming modules that share the weight of a LoRA layer, because a merge would update
-    all of them; None if there are none."""
-    holders: dict[int, list[str]] = {}
-    for name, module in adapted.named_modules(remove_duplicate=False):
-        for weight in module.parameters(recurse=False):
-            holders.setdefault(id(weight), []).append(_base_name(name))
-    layers = (module for module in adapted.modules() if isinstance(module, LoraLayer))
-    found = (holders[id(stored_weight(layer))] for layer in layers)
-    names = next((each for each in found if len(each) > 1), None)
-    return None if names is None else f"{' and '.join(names)} share one weight"
-
-
-def stored_weight(layer: Any) -> Tensor:
-    """The base's weight under an adapter, as it is stored: a stack may be in 4 bits."""
-    base, name = layer.get_base_layer(), getattr(layer, "parameter_name", "weight")
-    stored = base.parametrizations[name].original if is_parametrized(base) else getattr(base, name)
-    weight: Tensor = stored
-    return weight
-
-
-def _base_name(name: str) -> str:
-    """A module's name in the base, without PEFT's wrappers."""
-    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
 
 
 def train_in_fp32(model: PreTrainedModel) -> None:

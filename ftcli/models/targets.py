@@ -1,18 +1,26 @@
-"""Which linear layers a method adapts: those of the decoder that a text's gradient reaches."""
+"""Which modules a method adapts: those of the decoder that a text's gradient reaches."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
 
 from ftcli.compat import attention_name
 from ftcli.config.recipe import LoraKeys
 from ftcli.memory.adapted import adapted_stacks, reached_modules
+from ftcli.memory.choices import Placement
+from ftcli.memory.trained import block_ends
 from ftcli.models.architectures.find import architecture_of_model
+
+ENDS = ("embed_tokens", "lm_head")
+"""Recipe names of input embeddings and head."""
 
 # Tokens whose gradient shows what a text reaches.
 REACHING_TOKENS = 32
@@ -67,3 +75,51 @@ def run_text(model: PreTrainedModel) -> None:
     with torch.autocast(device.type, torch.bfloat16, enabled=flash):
         ids = torch.arange(1, REACHING_TOKENS, device=device)[None]
         model.eval()(input_ids=ids, use_cache=False).logits.sum().backward()
+
+
+def adapter_targets(model: PreTrainedModel, placement: Placement) -> list[str]:
+    """Names of the last projections of attention and MLP of all layers, in full where a module
+    outside of them has the same."""
+    architecture = architecture_of_model(model)
+    return shortened(
+        model,
+        [
+            f"{architecture.stack}.{layer}.{each.name}"
+            for layer in range(architecture.layers)
+            for each in block_ends(architecture.kind_of(layer), placement)
+        ],
+    )
+
+
+def names_of_ends(model: PreTrainedModel, ends: Sequence[str]) -> list[str]:
+    """The model's names for `embed_tokens` and `lm_head`: GPT-NeoX's embeddings are `embed_in`,
+    Falcon's `word_embeddings`, and PEFT ignores a name that matches nothing."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = {module: last_name(name) for name, module in model.named_modules()}
+    return [names[module] for end, module in zip(ENDS, modules, strict=True) if end in ends]
+
+
+def shared_weight(adapted: nn.Module) -> str | None:
+    """A message naming modules that share the weight of a LoRA layer, because a merge would update
+    all of them; None if there are none."""
+    holders: dict[int, list[str]] = {}
+    for name, module in adapted.named_modules(remove_duplicate=False):
+        for weight in module.parameters(recurse=False):
+            holders.setdefault(id(weight), []).append(_base_name(name))
+    layers = (module for module in adapted.modules() if isinstance(module, LoraLayer))
+    found = (holders[id(stored_weight(layer))] for layer in layers)
+    names = next((each for each in found if len(each) > 1), None)
+    return None if names is None else f"{' and '.join(names)} share one weight"
+
+
+def stored_weight(layer: Any) -> Tensor:
+    """The base's weight under an adapter, as it is stored: a stack may be in 4 bits."""
+    base, name = layer.get_base_layer(), getattr(layer, "parameter_name", "weight")
+    stored = base.parametrizations[name].original if is_parametrized(base) else getattr(base, name)
+    weight: Tensor = stored
+    return weight
+
+
+def _base_name(name: str) -> str:
+    """A module's name in the base, without PEFT's wrappers."""
+    return name.removeprefix("base_model.model.").removesuffix(".base_layer")

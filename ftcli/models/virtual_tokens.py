@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from peft import PeftModel, initialize_kv_prefix_from_past_key_values
 from torch import Tensor, nn
-from transformers import DynamicLayer, PreTrainedModel
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from ftcli.errors import ModelError
-from ftcli.models.device import is_out_of_memory
 
 
 def virtual_tokens(model: PreTrainedModel) -> int:
@@ -97,9 +96,11 @@ def generating(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
     prompt = model.get_prompt(batch_size=len(mask)).flatten(0, 1) if count else None
 
     def embed(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
-        if prompt is None or output.shape[:2] != places.shape:  # a later token
+        later = output.shape[1] - places.shape[1]
+        if prompt is None or later < 0:  # a token after a cache
             return None
-        return output.masked_scatter(places[..., None], prompt.to(output.dtype))
+        where = F.pad(places, (0, later))
+        return output.masked_scatter(where[..., None], prompt.to(output.dtype))
 
     handle = network.get_input_embeddings().register_forward_hook(embed)
     try:
@@ -110,47 +111,6 @@ def generating(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
             # M-RoPE's offsets of these rows (transformers 5.24, Qwen2-VL).
             if getattr(module, "rope_deltas", None) is not None:
                 module.rope_deltas = None
-
-
-def require_prefix(base: PreTrainedModel) -> None:
-    """Raise ModelError (`method_refused`) if a layer of the model cannot have a prefix."""
-    embeddings = base.get_input_embeddings().weight
-    if embeddings.is_meta:  # sizes without weights
-        return
-    ids = torch.ones((1, 2), dtype=torch.long, device=embeddings.device)
-    with torch.no_grad():
-        cache = getattr(base.eval()(input_ids=ids, use_cache=True), "cache", None)
-    layers = getattr(cache, "layers", ())
-    pairs = [(getattr(each, "keys", None), getattr(each, "values", None)) for each in layers]
-    shapes = {each.shape if isinstance(each, Tensor) else None for pair in pairs for each in pair}
-    plain = all(type(each) in (DynamicLayer, DynamicSlidingWindowLayer) for each in layers)
-    if not plain or len(shapes) != 1 or None in shapes:
-        raise ModelError(
-            "method_refused",
-            f"{type(base).__name__}: prefix-tuning needs keys and values of one size in all "
-            "layers, and some have others or none; take method.mode: lora",
-        )
-
-
-def require_embeddings(base: PreTrainedModel) -> None:
-    """Raise ModelError (`method_refused`) if the model does not run on embeddings alone."""
-    embeddings = base.get_input_embeddings()
-    if embeddings.weight.is_meta:  # sizes without weights
-        return
-    ids = torch.ones((1, 2), dtype=torch.long, device=embeddings.weight.device)
-    try:
-        with torch.no_grad():  # other vectors than those of words, which Gemma 4 looks up
-            base.train()(inputs_embeds=2 * embeddings(ids) + 1, use_cache=False)
-    except (RuntimeError, ValueError, TypeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            "method_refused",
-            f"{type(base).__name__} does not run on embeddings, which a soft prompt is made of "
-            f"({str(error).splitlines()[0]}); take method.mode: lora",
-        ) from error
-    finally:
-        base.eval()
 
 
 def init_virtual_tokens(model: PreTrainedModel, init_ids: Sequence[int]) -> None:

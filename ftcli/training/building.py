@@ -24,8 +24,9 @@ from ftcli.models.device import device_of
 from ftcli.models.files.older_readers import write_for_older_readers
 from ftcli.models.files.untrusted import copy_processor
 from ftcli.models.load import DTYPES, compute_dtype, load_base
-from ftcli.models.methods import attach, init_token_ids, quantization, shared_weight
+from ftcli.models.methods import attach, init_token_ids, quantization
 from ftcli.models.prompt_manifest import generation_config
+from ftcli.models.targets import shared_weight
 from ftcli.models.text_forward import idle_modules
 from ftcli.training.collators import open_data
 from ftcli.training.job import TrainJob

@@ -22,7 +22,8 @@ from ftcli.export.merged_model import (
     without_adapter,
 )
 from ftcli.models.adapters import open_adapter, save_weights
-from ftcli.models.methods import attach, quantization, shared_weight
+from ftcli.models.methods import attach, quantization
+from ftcli.models.targets import shared_weight
 from ftcli.models.virtual_tokens import causal_model
 from tests.tiny_models import SIZES, llama, logits, lora, phi3, shake
 

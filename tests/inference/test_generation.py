@@ -22,13 +22,13 @@ from transformers import (
 
 from ftcli.config.recipe import Generation, PrefixTuning, PromptTuning
 from ftcli.data.tokenizing.rendering import Renderer
-from ftcli.inference import generation
+from ftcli.inference import caches, generation
+from ftcli.inference.caches import cache_tokens_of
 from ftcli.inference.generation import (
     Model,
     answer_batch,
     answer_prompts,
     answered_together,
-    cache_tokens_of,
     generate_ids,
 )
 from ftcli.memory import step as phases
@@ -198,8 +198,8 @@ def test_a_common_prefix_is_prefilled_once() -> None:
     prompts = [BEGINNING + own(4, seed) for seed in range(8)]
     with tokens_seen(model) as seen:
         decode(model, prompts, Generation(max_new_tokens=3), [0])
-    # The first two tokens show what the model keeps of a token.
-    assert seen == [2, len(BEGINNING), 8 * 3, 8, 8, 8]
+    # The first passes show what the model's cache is: two rows and a token, then one row at once.
+    assert seen == [2 * 14, 2, 9, len(BEGINNING), 8 * 3, 8, 8, 8]
 
 
 def test_rows_that_have_ended_leave_the_batch() -> None:
@@ -244,7 +244,7 @@ def test_the_cache_grows_with_the_model_and_with_the_memory(
     by_token = sum(t.numel() * t.element_size() for t in cache_of(model, 1))
     monkeypatch.setattr(phases, "LEAST_CACHE_TOKENS", 0)
     assert cache_tokens_of(model) == held // by_token
-    monkeypatch.setattr(generation, "free_bytes", lambda _: 20 * by_token)
+    monkeypatch.setattr(caches, "free_bytes", lambda _: 20 * by_token)
     assert cache_tokens_of(model) == 10
 
 

@@ -25,14 +25,12 @@ from ftcli.models.batches import of_tensors
 from ftcli.models.load import load_base
 from ftcli.models.loss import row_losses, summed_loss
 from ftcli.models.methods import (
-    adapter_targets,
     attach,
     keep_four_bit_trainable,
-    names_of_ends,
     quantization,
     trainable_weights_restored,
 )
-from ftcli.models.targets import linear_names
+from ftcli.models.targets import adapter_targets, linear_names, names_of_ends
 from tests.architectures import DISTINCT_FIRST
 from tests.tiny_models import IDS, LINEAR, SIZES, falcon, gpt_neox, llama, logits, lora, phi3, shake
 

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
+from torch.testing import assert_close
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftcli.config.recipe import Generation, PrefixTuning, PromptTuning
@@ -18,11 +19,13 @@ from ftcli.data.tokenizing.rendering import IGNORED, Renderer
 from ftcli.errors import ModelError
 from ftcli.inference.generation import Model, answer_batch, stream_answer
 from ftcli.models.adapters import load_encoder, open_adapter, save_resumable, save_weights
+from ftcli.models.architectures.model_class import model_class
 from ftcli.models.batches import of_tensors
 from ftcli.models.loss import row_losses, summed_loss
 from ftcli.models.methods import attach, quantization
 from ftcli.models.prompt_manifest import PromptFormat
-from ftcli.models.virtual_tokens import virtual_tokens
+from ftcli.models.virtual_tokens import backbone_inputs, virtual_tokens
+from scripts.tiny_jobs import tiny_config_of
 from tests.families import chatml
 from tests.tiny_models import IDS, collate, llama, logits, loss_of, qwen2, reload_in_4_bits
 
@@ -184,6 +187,39 @@ def test_virtual_tokens_begin_as_their_text(method: Any) -> None:
     ids = torch.tensor([[5, 6, 7]])
     written = torch.cat((torch.tensor([[*words, words[0]]]), ids), dim=1)
     assert torch.allclose(_peft_logits(model, ids), logits(base, written)[:, -3:], atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["falcon", "gpt2", "kosmos-2.5", "gemma2"])
+def test_a_prefix_has_the_sizes_that_were_measured(model_type: str) -> None:
+    """Of these configs PEFT finds another size, or none: words before a text are their prefix."""
+    words = [21, 22, 23, 24, 25]
+    base = built(model_type)
+    whole = torch.cat((torch.tensor(words).expand(len(IDS), -1), IDS), dim=1)
+    with torch.no_grad():
+        expected = base(input_ids=whole, use_cache=False).logits[:, len(words) :]
+    model = attach(base, METHODS["prefix-tuning"], 1, init_ids=words).eval()
+    with torch.no_grad():
+        found = base(**backbone_inputs(model, IDS)).logits
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "cause"),
+    [("deepseek_v4", "'reshape'"), ("gemma3n_text", "but on ids"), ("gemma4_text", "")],
+)
+def test_a_soft_prompt_is_refused_where_ids_are_read(model_type: str, cause: str) -> None:
+    with pytest.raises(ModelError, match="does not run on embeddings") as caught:
+        attach(built(model_type), METHODS["prompt-tuning"], 1)
+    assert caught.value.code == "method_refused" and cause in caught.value.message
+
+
+def built(model_type: str) -> PreTrainedModel:
+    config = tiny_config_of(model_type)
+    torch.manual_seed(0)
+    model: PreTrainedModel = model_class(config).from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():  # factors that begin at zero hide what they multiply
+        parameter.data += 0.05 * torch.randn(parameter.shape)
+    return model.eval()
 
 
 def test_virtual_tokens_begin_near_the_base() -> None:
