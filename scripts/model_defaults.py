@@ -100,4 +100,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
     },
     "step3p7": {"text_config": {"sliding_window": 512}},
+    "zamba": {"num_hidden_layers": 5, "attn_layer_period": 2, "attn_layer_offset": 0},
+    "diffusion_gemma": {
+        "text_config": {"moe_intermediate_size": 704, "num_experts": 128, "top_k_experts": 8}
+    },
 }

@@ -201,14 +201,16 @@ def _require_all_weights(
             "would be random: download the model again",
         )
     sizes: list[tuple[str, Sequence[int], Sequence[int]]] = sorted(loaded["mismatched_keys"])
-    layers: Any = [pair for pair in network.named_modules() if is_four_bit(pair[1])]
-    for name, layer in layers:  # transformers 5.24 compares no sizes of 4-bit weights
+    for name, layer in _quantised_layers(
+        network
+    ):  # transformers 5.24 compares no sizes of 4-bit weights
         found, wanted = layer.weight.quant_state.shape, (layer.out_features, layer.in_features)
         if tuple(found) != wanted:
             sizes.append((f"{name}.weight", found, wanted))
     for stack in expert_stacks(network) if stacks else []:  # nor of stacks
-        if tuple(stack.shape) != tuple(stacks[stack.full_name]):
-            sizes.append((stack.full_name, stack.shape, stacks[stack.full_name]))
+        shape = stacks.get(stack.full_name, stack.shape)
+        if tuple(stack.shape) != tuple(shape):
+            sizes.append((stack.full_name, stack.shape, shape))
     for name, *pair in sizes:
         before, now = (" × ".join(map(str, size)) for size in pair)
         raise ModelError(
@@ -218,10 +220,18 @@ def _require_all_weights(
         )
 
 
+def _quantised_layers(network: PreTrainedModel) -> list[tuple[str, Any]]:
+    """Layers with a 4-bit weight: loading leaves some of bitsandbytes' class as they were (the
+    twice-used stack of DiffusionGemma)."""
+    layers: list[tuple[str, Any]] = [
+        (name, each) for name, each in network.named_modules() if is_four_bit(each)
+    ]
+    return [(name, each) for name, each in layers if hasattr(each.weight, "quant_state")]
+
+
 def _require_quantised(network: PreTrainedModel, wanted: int, source: str) -> None:
     """Raise ModelError if layers that the estimate counts as 4-bit are not quantised."""
-    layers: list[Any] = [each for each in network.modules() if is_four_bit(each)]
-    found = sum(each.in_features * each.out_features for each in layers)
+    found = sum(each.in_features * each.out_features for _, each in _quantised_layers(network))
     found += sum(math.prod(each.shape) for each in expert_stacks(network) if each.in_4_bits)
     if found != wanted:
         raise ModelError(

@@ -76,6 +76,24 @@ def test_every_step_of_lora_qlora_and_full(model_type: str, tmp_path: Path) -> N
     assert {"lora merges", "qlora merges", "full resumes"} <= proof.steps.keys()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_type", "method", "cause"),
+    [
+        ("diffusion_gemma", "lora", "depends on later tokens"),
+        ("diffusion_gemma", "qlora", "weights of its layers are in 4 bits"),
+        ("zamba", "lora", "share one weight"),
+        ("deepseek_v4", "prompt-tuning", "does not run on embeddings"),
+        ("git", "prefix-tuning", "computes attention in its own way"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_with_the_cause(
+    model_type: str, method: str, cause: str, tmp_path: Path
+) -> None:
+    found = prove(model_type, tmp_path, (method,), briefly=True).steps[f"{method} trains"]
+    assert found.startswith("refused: ") and cause in found
+
+
 def test_a_type_that_ftcli_has_never_seen(tmp_path: Path) -> None:
     AutoConfig.register("odd", OddConfig)
     AutoModelForCausalLM.register(OddConfig, OddForCausalLM)

@@ -179,6 +179,8 @@ def _layers_needed(config: Mapping[str, Any], layers: int) -> int:
     columns = [column for key, value in config.items() for column in _by_layer(key, value, layers)]
     types = list(zip(*columns, strict=True))
     needed = [1 + types.index(each) for each in set(types)]
+    # Layers of this type share a block, and Zamba's class refuses one that is shared with none.
+    needed += [number for number, each in enumerate(types, 1) if "hybrid" in each][1:2]
     for key, value in config.items():
         if isinstance(value, int) and 0 < value < layers:
             needed += [value] if PERIOD.fullmatch(key) else []
