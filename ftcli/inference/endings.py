@@ -16,7 +16,7 @@ from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import DataError, ModelError
 from ftcli.inference.generation import Model, answer_prompts
-from ftcli.models.device import is_out_of_memory
+from ftcli.models.device import free_memory, is_out_of_memory
 from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.training.job import TrainJob
 from ftcli.training.trainer import FtcliTrainer
@@ -90,6 +90,7 @@ def measure_stop_rate(trainer: FtcliTrainer, job: TrainJob, reporter: Reporter) 
     prompt_format = PromptFormat(job.model.renderer, prepared.stop_ids, prepared.pad_id)
     model = Model(trainer.model, prompt_format, recipe.training.optimizations != "off")
     arithmetic = trainer.compute_loss_context_manager()  # autocast, as in training
+    free_memory()  # of the steps, or the answers' own would come on top of it
     try:
         with reporter.meter("tuned: answers", len(rows)) as meter, arithmetic:
             answers = answer_prompts(model, prompts, greedy, meter.update)

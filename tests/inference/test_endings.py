@@ -17,7 +17,7 @@ from ftcli.data.dataset import Dataset, load_dataset, save_dataset, split_digest
 from ftcli.data.example import Example, Origin
 from ftcli.data.tokenizing.arrow_rows import ROWS_PER_BATCH, SCHEMA, RowWriter, read_split
 from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Renderer
-from ftcli.errors import DataError
+from ftcli.errors import DataError, ModelError
 from ftcli.inference.endings import require_ends
 from ftcli.runs.atomic import sha256_file
 from ftcli.runs.folder import RunFolder
@@ -206,19 +206,34 @@ def test_the_rate_is_of_validation_rows_or_else_of_training_rows(
     assert result["stop_rate"] == (2 / 3 if held_out else 6 / 8)
 
 
-def test_a_gpu_without_memory_for_answers_loses_no_run(
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (torch.OutOfMemoryError(), "note: no memory left for sample answers"),
+        (ModelError("generate", "a class cannot"), "note: no sample answers: a class cannot"),
+    ],
+)
+def test_answers_that_fail_lose_no_run(
+    error: Exception,
+    note: str,
     write_recipe: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """They begin when the memory of the steps is free again."""
     from ftcli.inference import endings
 
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError
+    done: list[str] = []
 
-    monkeypatch.setattr(endings, "answer_prompts", full)
+    def fails(*_: object) -> None:
+        done.append("answers")
+        raise error
+
+    monkeypatch.setattr(endings, "free_memory", lambda: done.append("freed"))
+    monkeypatch.setattr(endings, "answer_prompts", fails)
     assert run(["train", str(write_recipe(training={"max_steps": 1, "batch_size": 4}))]) == 0
-    assert "note: no memory left for sample answers" in capsys.readouterr().err
+    assert done == ["freed", "answers"]
+    assert note in capsys.readouterr().err
     result = result_of(tmp_path / "runs" / "tiny")
     assert result["stop_rate"] is None and result["stop_rate_rows"] == 0
