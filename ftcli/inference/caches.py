@@ -39,11 +39,11 @@ class Cache:
     """What `generate` can do with one model."""
 
     layers: frozenset[type]
-    """Classes of the cache's layers; of the cache itself if it has none."""
+    """Classes of the cache's layers; of itself if it has none; empty if it is wrong."""
     token_bytes: int
     """Of one token of one row; 0 for states of a fixed size."""
     right: bool
-    """Whether tokens after a cache are those without one."""
+    """Whether tokens after a cache are those without one; a prefix is not asked."""
     padding: bool
     """Whether a row that is padded on the left is answered as alone."""
 

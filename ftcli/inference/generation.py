@@ -181,7 +181,7 @@ def stream_answer(
             **inputs,
             streamer=AnswerStreamer(model.prompt_format, on_text) if on_text is not None else None,
             max_new_tokens=settings.max_new_tokens,
-            use_cache=cache_of(model.network).right or "cache" in inputs,
+            use_cache=cache_of(model.network).right,
             **_generate_arguments(model, settings),
         )
     return _decoded(model, output[0, inputs["input_ids"].shape[1] :].tolist())
@@ -251,7 +251,7 @@ def generate_ids(
             output: Any = network.generate(
                 **inputs,
                 **arguments,
-                use_cache=cached.right or "cache" in inputs,
+                use_cache=cached.right,
                 max_new_tokens=max_new_tokens - done,
                 prefill_chunk_size=chunk,
                 stopping_criteria=some_finished if cached.grows else None,
