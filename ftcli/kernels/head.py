@@ -40,8 +40,9 @@ class Head:
 
     def tiles(self) -> Iterator[tuple[slice, Head]]:
         """Ranges of the vocabulary, each with its rows of the head."""
-        for start in range(0, len(self.weight), HEAD_TILE_TOKENS):
-            part = slice(start, start + HEAD_TILE_TOKENS)
+        tokens = HEAD_TILE_TOKENS["cuda" if self.weight.is_cuda else "cpu"]
+        for start in range(0, len(self.weight), tokens):
+            part = slice(start, start + tokens)
             bias = None if self.bias is None else self.bias[part]
             yield part, Head(self.weight[part], bias, self.scale, self.softcap)
 
@@ -165,6 +166,8 @@ class _Chunk:
 
     def _add_to_head(self, factor: Tensor, of_target: Tensor) -> None:
         assert self.gradients is not None
+        if not self.gradients.of_head:
+            return
         weight, bias = self.gradients.weight, self.gradients.bias
         for part, exponentials, largest in self.tiles:
             factors = factor * torch.exp(largest - self.largest)
@@ -173,12 +176,11 @@ class _Chunk:
                 weight[part] += product(exponentials.T, scaled)
             if bias is not None:
                 bias[part] += (factors.T @ exponentials.float())[0]
-        targets, places = self.targets.unique(return_inverse=True)
+        real = len(of_target)
         if weight is not None:
-            scaled = self.inputs[: len(of_target)] * of_target
-            weight[targets] -= _summed(scaled, places, len(targets)).to(weight.dtype)
+            _subtract(weight, self.targets, self.inputs[:real] * of_target)
         if bias is not None:
-            bias[targets] -= _summed(of_target[:, 0], places, len(targets)).to(bias.dtype)
+            _subtract(bias, self.targets, of_target[:, 0])
 
 
 def product(one: Tensor, other: Tensor) -> Tensor:
@@ -191,10 +193,16 @@ def product(one: Tensor, other: Tensor) -> Tensor:
     return one @ other
 
 
-def _summed(values: Tensor, places: Tensor, count: int) -> Tensor:
-    """[m, …] → fp32 [count, …]: sum of the values of each place, on a CPU in a fixed order.
+def _subtract(total: Tensor, places: Tensor, values: Tensor) -> None:
+    """Subtract values [m, …] at places [m] from `total` [vocab, …], those of one place summed in
+    fp32 before they are rounded.
 
-    `index_put_` adds in any order on two threads, and rounds each time in 16 bits.
+    On a GPU `index_put_` does that, in a fixed order; to find the places as on a CPU, the host
+    would wait for the GPU. On a CPU it adds in any order on two threads, and rounds each time.
     """
-    summed = values.new_zeros((count, *values.shape[1:]), dtype=torch.float32)
-    return summed.index_add_(0, places, values.float())
+    if total.is_cuda:
+        total.index_put_((places,), -values.to(total.dtype), accumulate=True)
+        return
+    unique, found = places.unique(return_inverse=True)
+    summed = values.new_zeros((len(unique), *values.shape[1:]), dtype=torch.float32)
+    total[unique] -= summed.index_add_(0, found, values.float()).to(total.dtype)

@@ -123,7 +123,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, and several tiles of the vocabulary, the last ones shorter."""
     monkeypatch.setattr(loss_module, "LOSS_CHUNK_POSITIONS", 4)
-    monkeypatch.setattr(head_module, "HEAD_TILE_TOKENS", 20)
+    monkeypatch.setattr(head_module, "HEAD_TILE_TOKENS", {"cpu": 20})
     monkeypatch.setattr(head_bytes, "CHUNK_ROUNDED", 4)
 
 
@@ -327,7 +327,7 @@ def test_logits_of_one_tile_exist_at_once(
     """As ftcli.memory.activations.head_bytes estimates."""
     vocab, tile, positions = 10_000, 3000, 256
     monkeypatch.setattr(loss_module, "LOSS_CHUNK_POSITIONS", positions)
-    monkeypatch.setattr(head_module, "HEAD_TILE_TOKENS", tile)
+    monkeypatch.setattr(head_module, "HEAD_TILE_TOKENS", {"cpu": tile})
     hidden = torch.randn(chunks * positions, 4, dtype=torch.bfloat16, requires_grad=True)
     weight, targets = torch.randn(vocab, 4), torch.randint(vocab, (chunks * positions,))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

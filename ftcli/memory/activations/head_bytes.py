@@ -13,8 +13,9 @@ LOSS_CHUNK_POSITIONS = 512
 CHUNK_ROUNDED = 32
 """Positions come in multiples of so many: oneDNN makes and keeps 2 MB of code for each number."""
 
-HEAD_TILE_TOKENS = 2048
-"""Tokens of the vocabulary whose logits exist together (ftcli.kernels.head)."""
+HEAD_TILE_TOKENS = {"cpu": 2048, "cuda": 32_768}
+"""Tokens of the vocabulary whose logits exist together (ftcli.kernels.head): in the caches of a
+CPU; on a GPU enough for all its multiprocessors, as in TRL, for a sixteenth of the launches."""
 
 # A tile of logits in TRL 1.16, which is as wide where the vocabulary is smaller
 # (trl/kernels/chunked_logprob.py, trl/trainer/utils.py).
@@ -114,7 +115,7 @@ def _chunked_bytes(architecture: Architecture, choices: Choices) -> int:
 def _tile_bytes(architecture: Architecture, choices: Choices, positions: int) -> int:
     """A tile of logits in fp32, before and after that in the type of the arithmetic; and what adds
     up in fp32 for the hidden states."""
-    compute, width = choices.compute_bytes, min(architecture.vocab, HEAD_TILE_TOKENS)
+    compute, width = choices.compute_bytes, _tile_width(architecture, choices)
     tile, part = positions * width, width * architecture.hidden
     cast = 0 if compute == head_weight_bytes(architecture, choices) else compute * part
     each = 4 if compute == 4 else 4 + compute
@@ -128,10 +129,14 @@ def _tile_bytes(architecture: Architecture, choices: Choices, positions: int) ->
     return 4 * positions * architecture.hidden + max(made - kept, used)
 
 
+def _tile_width(architecture: Architecture, choices: Choices) -> int:
+    return min(architecture.vocab, HEAD_TILE_TOKENS[choices.device])
+
+
 def _weight_gradient_bytes(architecture: Architecture, choices: Choices, positions: int) -> int:
     """A tile's share of the head's gradient, and the hidden states that it is a product of."""
     compute, weight = choices.compute_bytes, head_weight_bytes(architecture, choices)
-    part = min(architecture.vocab, HEAD_TILE_TOKENS) * architecture.hidden
+    part = _tile_width(architecture, choices) * architecture.hidden
     cast = 0 if compute == weight else weight * part
     return compute * part + cast + (4 + compute) * positions * architecture.hidden
 
