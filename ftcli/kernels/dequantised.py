@@ -16,13 +16,10 @@ from torch.nn import functional as F
 
 def cache_dequantised(model: nn.Module) -> int:
     """Cache the weight of each 4-bit layer; returns the bytes that this takes."""
-    from bitsandbytes.functional import dequantize_4bit
-
     total = 0
     layers: list[Any] = [layer for layer in model.modules() if is_four_bit(layer)]
     for layer in layers:
-        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-        cached = weight.to(layer.compute_dtype or weight.dtype)
+        cached = dequantised(layer, layer.compute_dtype)
         # Not a buffer, which would be saved and moved.
         layer.__dict__["cached_weight"] = cached
         layer.forward = partial(_forward, layer)
@@ -33,6 +30,22 @@ def cache_dequantised(model: nn.Module) -> int:
 def is_four_bit(layer: nn.Module) -> bool:
     """Whether this is a layer of bitsandbytes with a 4-bit weight."""
     return type(layer).__name__ == "Linear4bit" and hasattr(layer, "compute_dtype")
+
+
+def dequantised(layer: Any, dtype: torch.dtype | None) -> Tensor:
+    """Weight [out, in] of a 4-bit layer; without a type, in that of its files."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return weight if dtype is None else weight.to(dtype)
+
+
+def product_of_4_bits(rows: Tensor, layer: Any, bias: Tensor | None) -> Tensor:
+    """[n, in] times the 4-bit weight of a layer, in one kernel where bitsandbytes has one."""
+    from bitsandbytes import matmul_4bit
+
+    found: Tensor = matmul_4bit(rows, layer.weight, layer.weight.quant_state, bias=bias)
+    return found
 
 
 def cached_weight(layer: nn.Module) -> Tensor | None:
