@@ -13,8 +13,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Else transformers asks a service of the hub to convert repositories with pickles only.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-# bitsandbytes 0.50 compiles four functions at import, which imports torch's compiler: 0.8 s. Code
-# that compiles calls `enable_compiler` first.
+# bitsandbytes 0.50 compiles four functions at import, which imports torch's compiler: 0.8 s.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # libgomp's threads spin for milliseconds at every barrier. If another program needs a core, they
 # take it from the thread they wait for: a forward pass on two cores took four times as long. With
@@ -27,9 +26,3 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|
 
 refuse_hub_kernel()
 logging.getLogger(CPU_OPERATIONS).setLevel(logging.ERROR)  # else it warns of the missing kernel
-
-
-def enable_compiler() -> None:
-    """Let torch.compile compile: it reads the variable when called, not at import."""
-    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
-        del os.environ["TORCHDYNAMO_DISABLE"]

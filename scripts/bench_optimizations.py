@@ -103,7 +103,7 @@ def build(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
         "model": {"id": str(arguments.model.absolute())},
         "method": {"mode": arguments.mode},
         "data": {"train": "rows.jsonl", "validation": 0, "shuffle": False, "max_length": 4096},
-        "training": {"epochs": 1, "batch_size": BATCH, "optimizations": "all"},
+        "training": {"epochs": 1, "batch_size": BATCH, "optimizations": "auto"},
     }
     (work / "recipe.yaml").write_text(json.dumps(recipe))
     loaded = load_recipe(work / "recipe.yaml")

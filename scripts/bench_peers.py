@@ -228,7 +228,7 @@ def _with_recipe(job: Job, *, optimized: bool) -> Command:
         "warmup_ratio": WARM_UP,
         "precision": job.precision,
         "seed": SEED,
-        "optimizations": "all" if optimized else "off",
+        "optimizations": "auto" if optimized else "off",
     }
     # the others train on equal rows, too
     data = {"train": str(job.rows), "validation": 0, "shuffle": False, "deduplicate": False}

@@ -116,8 +116,8 @@ class Training(Section):
     rows. Neither changes the rows of a step or its loss. true or a number: an error if packing is
     not possible."""
     optimizations: Annotated[Literal["auto", "all", "off"], BeforeValidator(_off)] = "auto"
-    """auto: optimisations measured on this kind of machine (docs/performance.md); all: also those
-    not yet measured on a GPU; off: transformers' and PEFT's own forward on padded rows."""
+    """auto: optimisations of docs/performance.md where they were tested; all: also on ROCm; off:
+    transformers' and PEFT's own forward on padded rows."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Recompute activations in the backward pass; auto: only if memory requires it."""
     precision: Literal["auto", "bf16", "fp16", "fp32", "pure-bf16"] = "auto"

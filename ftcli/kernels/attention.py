@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedModel
 
 from ftcli.compat import attention_named, softmax_backward
+from ftcli.kernels import varlen
 from ftcli.kernels.autocast import autocast_type
-from ftcli.kernels.flex import through_flex
 from ftcli.kernels.slots import Layout, SegmentGroup
 from ftcli.memory.activations.layers import KEPT_KEYS, KEYS_ROUNDED
 
@@ -60,11 +60,13 @@ def saved_probabilities(layout: Layout) -> int:
 
 
 def packed_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Attention that takes a `layout`: this file's on a CPU, torch's flex attention on a GPU."""
-    return attention_named(model, NAME) if model.device.type == "cpu" else through_flex(model)
+    """Attention that takes a `layout`: this file's on a CPU, torch's flash kernel on a GPU."""
+    return attention_named(model, NAME if model.device.type == "cpu" else varlen.NAME)
 
 
-def attention_for(model: PreTrainedModel, layout: Layout | None) -> AbstractContextManager[None]:
+def attention_for(
+    model: PreTrainedModel, layout: Layout | varlen.KeyLayout | None
+) -> AbstractContextManager[None]:
     """`packed_attention` if rows are packed."""
     return packed_attention(model) if layout is not None else nullcontext()
 
@@ -93,7 +95,7 @@ def attend(  # noqa: PLR0913 - as transformers calls it
         softcap=softcap,
         window=sliding_window,
     )
-    by_token = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+    by_token = (tensor.squeeze(0).transpose(0, 1).to(dtype) for tensor in (query, key, value))
     output: Tensor = _Packed.apply(*by_token, parameters)
     return output[None], None
 

@@ -72,16 +72,7 @@ class Layout:
     """[slots]: token of each slot; padding repeats the segment's last token."""
     slots: Tensor
     """[tokens]: slot of each token."""
-    positions: Tensor
-    """[tokens]: position of each token in its rows."""
-    visible_until: Tensor
-    """[tokens]: end of the tokens that see it; they begin with the token itself."""
     _cache: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
-
-    def to(self, device: torch.device) -> Layout:
-        """The same on another device."""
-        parts = (self.tokens, self.slots, self.positions, self.visible_until)
-        return Layout(self.groups, *(part.to(device) for part in parts))
 
     def cached(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """The result of `make`, computed once for all layers."""
@@ -133,18 +124,7 @@ def layout_of(tree: PrefixTree) -> Layout:
                 tokens.append(segment.start + offsets.clamp(max=_length(segment) - 1))
                 slots[segment.start : segment.end] = first + offsets[: _length(segment)]
                 first += length
-    return Layout(tuple(groups), torch.cat(tokens), slots, *_visibility(tree))
-
-
-def _visibility(tree: PrefixTree) -> tuple[Tensor, Tensor]:
-    """`positions` and `visible_until` of a Layout; a tree orders segments depth first."""
-    positions, until = torch.empty((2, tree.tokens), dtype=torch.long)
-    for segment in tree.segments:
-        length = _length(segment)
-        positions[segment.start : segment.end] = segment.position + torch.arange(length)
-        for start, end in (*segment.before, (segment.start, segment.end)):
-            until[start:end] = segment.end
-    return positions, until
+    return Layout(tuple(groups), torch.cat(tokens), slots)
 
 
 def _similar_lengths(segments: Sequence[Segment]) -> Iterator[list[Segment]]:

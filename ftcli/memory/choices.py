@@ -140,9 +140,8 @@ class Choices:
     device: Literal["cuda", "cpu"] = "cuda"
     packing: bool = False
     """Several rows in one sequence; sdpa keeps them apart by a mask."""
-    fused_lora: bool = False
-    """A frozen weight and its update are one node (ftcli.kernels.lora), which keeps the
-    layer's input as it is."""
+    optimized: bool = False
+    """The optimisations of docs/performance.md are on."""
     liger: bool = False
     """Norms, rotary positions and the MLP's gate are Liger's kernels (ftcli.kernels.liger): a norm
     keeps its input as it is, and the gate's activation is made again."""
@@ -151,7 +150,10 @@ class Choices:
     packed_rows: bool = False
     """Rows without padding: on a CPU through ftcli.kernels.attention, which keeps queries,
     keys, values and the attention probabilities of short rows, but not its output; on a GPU
-    through torch's flex attention, which keeps what its other fused kernels keep."""
+    through torch's flash kernel, which keeps the same as for padded rows."""
+    repeated_keys: int = 0
+    """Keys of shared prefixes that a GPU's attention over packed rows repeats (ftcli.kernels.
+    varlen), beyond one for each token."""
     stack: Stack = Stack()
 
     @property
@@ -193,6 +195,25 @@ class Choices:
     @property
     def autocast(self) -> bool:
         return self.precision in ("bf16", "fp16")
+
+    @property
+    def fused_lora(self) -> bool:
+        """A frozen weight and its update are one node (ftcli.kernels.lora), which keeps the
+        layer's input as it is."""
+        return self.optimized and self.why_not_fused is None
+
+    @property
+    def why_not_fused(self) -> str | None:
+        """Why LoRA cannot be fused; None if it can."""
+        if not self.has_lora:
+            return "there is no LoRA"
+        if self.dora:
+            return "DoRA divides by the norm of base and update"
+        if self.dropout:
+            return "dropout between a layer's input and its update"
+        if not self.autocast and self.weight_bytes != self.stack.adapter_bytes:
+            return "without autocast PEFT casts between 16-bit weights and fp32 updates"
+        return None
 
     @property
     def kbit(self) -> bool:

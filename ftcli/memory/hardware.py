@@ -12,8 +12,8 @@ from ftcli.shell import GIB
 
 ComputeCapability = tuple[int, int]
 
-# torch's wheels with CUDA bring the first on Linux, `ftcli[cuda]` the second.
-CARD_KERNELS = ("triton", "liger_kernel")
+# `ftcli[cuda]` brings it.
+CARD_KERNELS = ("liger_kernel",)
 
 # CUDA programming guide, table of arithmetic by compute capability: bf16 since Ampere.
 FIRST_WITH_BF16: ComputeCapability = (8, 0)
@@ -23,7 +23,7 @@ FIRST_WITH_BF16: ComputeCapability = (8, 0)
 class Hardware:
     """The machine that a plan is made for; `ftcli.models.device` asks torch for it."""
 
-    kind: Literal["cuda", "cpu", "mps"]
+    kind: Literal["cuda", "cpu"]
     name: str
     memory_bytes: int
     """Memory of the GPU, or RAM without one."""
@@ -36,6 +36,8 @@ class Hardware:
     """0 for a GPU known by name: its machine is not known."""
     kernels: frozenset[str] = frozenset()
     """Installed packages of CARD_KERNELS, on a machine with a GPU."""
+    rocm: bool = False
+    """An AMD GPU, which torch calls CUDA."""
 
     @property
     def title(self) -> str:
@@ -122,7 +124,7 @@ class Card:
             compute_capability=capability,
             fast_bf16=capability is None or capability >= FIRST_WITH_BF16,
             cores=0,
-            kernels=frozenset({"triton"}),
+            kernels=frozenset(CARD_KERNELS),
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ftcli.data.tokenizing.prefix_tree import build_prefix_tree, rounded
 from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.kernels.cpu import TOKENS_ROUNDED
 from ftcli.kernels.slots import Layout, layout_of
+from ftcli.kernels.varlen import KeyLayout, key_layout
 
 Row = Mapping[str, Sequence[int]]
 
@@ -31,7 +33,8 @@ class Batch:
     row_count: int
     positions: Tensor | None = None
     """[1, tokens], for packed rows: position of each token in its rows."""
-    layout: Layout | None = None
+    layout: Layout | KeyLayout | None = None
+    """For packed rows, on a CPU and on a GPU."""
 
     @property
     def label_count(self) -> int:
@@ -39,10 +42,21 @@ class Batch:
         return len(self.targets)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
+        """The batch on another device; the host does not wait for a batch in pinned memory."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The batch in pinned memory, from which a GPU copies by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if hasattr(value, "to")}
-        return replace(self, **moved)
+        changed: dict[str, Any] = {
+            name: change(each) for name, each in values.items() if isinstance(each, Tensor)
+        }
+        if isinstance(self.layout, KeyLayout):
+            changed["layout"] = self.layout.changed(change)
+        return replace(self, **changed)
 
 
 def padded(rows: Sequence[Row], pad_id: int) -> Batch:
@@ -69,7 +83,9 @@ def of_tensors(input_ids: Tensor, labels: Tensor) -> Batch:
     )
 
 
-def packed(rows: Sequence[Row], *, share_prefix: bool, most: int | None = None) -> Batch:
+def packed(
+    rows: Sequence[Row], *, share_prefix: bool, most: int | None = None, on_gpu: bool = False
+) -> Batch:
     """Padding-free batch; common prefixes are stored once if `share_prefix`.
 
     The tokens are padded to a multiple of TOKENS_ROUNDED, but to no more than `most`.
@@ -94,7 +110,7 @@ def packed(rows: Sequence[Row], *, share_prefix: bool, most: int | None = None) 
         rows=torch.cat(numbers),
         row_count=len(rows),
         positions=positions[None],
-        layout=layout_of(tree),
+        layout=key_layout(tree) if on_gpu else layout_of(tree),
     )
 
 

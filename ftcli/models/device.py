@@ -60,15 +60,18 @@ def find_hardware(device: Device) -> Hardware:
     if device == "auto" and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         free, total = torch.cuda.mem_get_info(0)
+        rocm = torch.version.hip is not None
         return Hardware(
             kind="cuda",
             name=properties.name,
             memory_bytes=total,
             free_bytes=free,
-            compute_capability=(properties.major, properties.minor),
-            fast_bf16=properties.major >= 8,
+            # ROCm's are numbers of another kind.
+            compute_capability=None if rocm else (properties.major, properties.minor),
+            fast_bf16=rocm or properties.major >= 8,
             cores=os.cpu_count() or 1,
             kernels=frozenset(name for name in CARD_KERNELS if find_spec(name) is not None),
+            rocm=rocm,
         )
     if device == "auto" and not _gpu_is_hidden() and _has_nvidia_gpu():
         raise MachineError(

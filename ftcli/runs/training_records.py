@@ -41,7 +41,7 @@ class MemoryFigures(Result):
     error_code: ClassVar[str] = "run_broken"
     error_remedy: ClassVar[str] = "train again"
 
-    device: Literal["cuda", "cpu", "mps"]
+    device: Literal["cuda", "cpu"]
     estimated_bytes: int
     """Allocated by tensors; the interval is `low_bytes` to `high_bytes`."""
     low_bytes: int

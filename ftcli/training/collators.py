@@ -143,6 +143,7 @@ class PackingCollator:
     share_prefix: bool
     common_tokens: int = 0
     """Tokens with which every row begins; they do not become fewer with fewer rows."""
+    on_gpu: bool = False
 
     def split(self, ids: Sequence[Sequence[int]], max_rows: int) -> list[list[int]]:
         """Indices of a step's rows in as few micro-batches as tokens and rows allow."""
@@ -159,7 +160,7 @@ class PackingCollator:
         return max(1, bisect_right(range(1, rows + 1), self._max_tokens(max_rows), key=tokens))
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        return packed(rows, share_prefix=self.share_prefix, most=self.tokens)
+        return packed(rows, share_prefix=self.share_prefix, most=self.tokens, on_gpu=self.on_gpu)
 
     def _max_tokens(self, max_rows: int) -> int:
         if not self.rows:
@@ -196,7 +197,10 @@ def training_collator(plan: Plan, pad_id: int) -> Collator:
     training, share = plan.training, plan.optimizations.shared_prefix is True
     if not training.packing:
         return PaddingCollator(pad_id)
-    return PackingCollator(training.packing, training.micro_batch_size, share, plan.common_tokens)
+    on_gpu = plan.hardware.kind == "cuda"
+    return PackingCollator(
+        training.packing, training.micro_batch_size, share, plan.common_tokens, on_gpu
+    )
 
 
 def scoring_collator(

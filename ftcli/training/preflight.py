@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ftcli.console import Reporter
 from ftcli.kernels.attention import saved_probabilities
 from ftcli.kernels.cpu import trim_heap
+from ftcli.kernels.slots import Layout
 from ftcli.memory.activations.layers import KEPT_KEYS, layers_bytes, rebuilt_layer_bytes
 from ftcli.memory.hardware import Hardware
 from ftcli.models.device import uses_gpu
@@ -238,8 +239,9 @@ def _first_rows(trainer: FtcliTrainer, rows: Sequence[int], max_rows: int) -> Mi
 def _layers_bytes(trainer: FtcliTrainer, plan: Plan, found: MicroBatch) -> int:
     """Estimated memory of the layers for packed rows: short ones save attention probabilities."""
     layout, tokens = found.inputs.layout, found.inputs.input_ids.numel()
-    assert layout is not None
-    keys = round(saved_probabilities(layout) / tokens)  # per token, on average
+    keys = 0
+    if isinstance(layout, Layout):
+        keys = round(saved_probabilities(layout) / tokens)  # per token, on average
     choices = replace(plan.estimated, micro_batch=1, seq_len=tokens, longest_row=keys)
     architecture = trainer.architecture
     return layers_bytes(architecture, choices) + rebuilt_layer_bytes(architecture, choices)

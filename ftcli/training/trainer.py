@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,12 @@ class FtcliTrainer(SFTTrainer):
         return StepBatch(examples, max_rows, self.split_micro_batches(examples, max_rows))
 
     def split_micro_batches(self, examples: Sequence[Example], max_rows: int) -> list[MicroBatch]:
-        """Micro-batches of at most `max_rows` rows, collated as planned."""
-        return split_micro_batches(examples, max_rows, self.collator)
+        """Micro-batches of at most `max_rows` rows, collated as planned; in pinned memory for a
+        GPU."""
+        found = split_micro_batches(examples, max_rows, self.collator)
+        if self.args.device.type != "cuda":
+            return found
+        return [replace(each, inputs=each.inputs.pinned()) for each in found]
 
     def training_step(
         self,
@@ -181,8 +185,7 @@ class FtcliTrainer(SFTTrainer):
         FtcliError (`loss_not_finite`), in which `where` names the step.
         """
         model, device = self.model_wrapped, self.args.device
-        labels = sum(micro_batch.inputs.label_count for micro_batch in micro_batches)
-        label_tokens = self._sum_over_processes(torch.tensor(labels))
+        label_tokens = self._label_tokens(micro_batches)
         losses = []
         with self._autocast_cache(len(micro_batches)):
             for number, micro_batch in enumerate(micro_batches, start=1):
@@ -199,6 +202,12 @@ class FtcliTrainer(SFTTrainer):
         rows = [micro_batch.rows for micro_batch in micro_batches]
         _require_finite_loss(losses, rows, self.data.train, where)
         return self._sum_over_processes(torch.stack(losses).sum())
+
+    def _label_tokens(self, micro_batches: Sequence[MicroBatch]) -> int | Tensor:
+        """Of all processes."""
+        own = sum(micro_batch.inputs.label_count for micro_batch in micro_batches)
+        # A number of one process needs no copy to the GPU.
+        return own if self.args.world_size == 1 else self._sum_over_processes(torch.tensor(own))
 
     def _sum_over_processes(self, value: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(value.to(self.args.device), reduction="sum")
@@ -225,13 +234,13 @@ class FtcliTrainer(SFTTrainer):
             restore_random_state(self._before_step)
 
     def _get_grad_norm(self, model: PreTrainedModel, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))  # read once from a GPU
         # fp16 scales the loss until gradients overflow, and skips such steps.
-        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+        if self.accelerator.scaler is None and not math.isfinite(norm):
             step = self.state.global_step
             rows = self.data.train.names(self.data.sampler[step])
             raise NotFiniteError(
-                f"the gradient became {float(norm)} in step {step + 1}, before any weight was "
+                f"the gradient became {norm} in step {step + 1}, before any weight was "
                 f"changed, on {rows}; {ADVICE}"
             )
         return norm

@@ -55,9 +55,9 @@ def test_without_fit_nothing_is_suggested(ask: Any) -> None:
 
 
 def test_fit_names_changes_that_scripts_can_apply(ask: Any) -> None:
-    found = ask("--model", "7b", "--mode", "full", "--fit", "24GB")
-    usable = find_card("24GB").usable_bytes
-    assert found["fits"]["GPU of 24GB"] is False
+    found = ask("--model", "7b", "--mode", "full", "--fit", "20GB")
+    usable = find_card("20GB").usable_bytes
+    assert found["fits"]["GPU of 20GB"] is False
     (change,) = found["suggestions"]
     assert (change["key"], change["value"]) == ("method.mode", "lora")
     assert change["device_bytes"] < change["high_bytes"] <= usable < found["device_bytes"]
@@ -89,8 +89,8 @@ def test_what_fits_as_it_is_needs_no_change(ask: Any, show: Any) -> None:
 
 def test_each_change_is_shown_with_its_cost(show: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "140")
-    text = show("--model", "7b", "--mode", "full", "--fit", "24GB")
-    start = text.index("to fit GPU of 24GB, the cheapest changes:\n  full fine-tuning → LoRA: ")
+    text = show("--model", "7b", "--mode", "full", "--fit", "20GB")
+    start = text.index("to fit GPU of 20GB, the cheapest changes:\n  full fine-tuning → LoRA: ")
     assert "(method.mode)\n    costs quality on new knowledge" in text[start:]
     assert "\nthen: micro-batch 1 × 1, with gradient checkpointing, " in text[start:]
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from ftcli.config.loader import load_recipe
+from ftcli.config.recipe import Recipe
 from ftcli.memory import Choices
 from ftcli.memory.adapted import last_names
 from ftcli.memory.architecture import Architecture
@@ -201,6 +202,12 @@ def cheapest_of_all(
     return next(((cost, plain(w)) for cost, w in every_way(wanted) if takes(plain(w))), None)
 
 
+def padded(recipe: Recipe) -> Recipe:
+    """As --fit counts: packed, a micro-batch of the longest rows takes no more."""
+    training = recipe.training.model_copy(update={"packing": False})
+    return recipe.model_copy(update={"training": training})
+
+
 SEEDS = range(90)
 
 
@@ -219,10 +226,12 @@ def test_no_candidate_that_fits_is_cheaper(seed: int, tmp_path: Path) -> None:
     written = load_recipe(recipe.write(changes, tmp_path / "fits.yaml"))
     tokens = written.recipe.data.max_length
     profile = RowStatistics(1000, 1000 * tokens, tokens, 1.0, 0)
-    plan = make_plan(written.recipe, wanted.architecture, profile, hardware)
+    plan = make_plan(padded(written.recipe), wanted.architecture, profile, hardware)
     assert replace(plan.estimated, weights_dtype="auto") == found.choices
     assert plan.estimate == found.estimate
     assert plan.training.micro_batch_size == found.choices.micro_batch
+    packed = make_plan(written.recipe, wanted.architecture, profile, hardware)
+    assert fits(packed.estimate, hardware)
     assert plan.training.gradient_checkpointing == found.choices.gradient_checkpointing
     assert plan.training.optimizer == found.choices.optimizer
     assert plan.model.attention == found.choices.attention

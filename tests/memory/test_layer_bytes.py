@@ -237,7 +237,7 @@ def packed_ways(mode: str, precision: Any, longest: int, tokens: int = TOKENS) -
     ways = replace(METHODS[mode], precision=precision, packed_rows=True)
     ways = replace(ways, gradient_checkpointing=False, keeps_dequantised=mode == "qlora")
     fused = mode != "full" and precision != "pure-bf16"
-    return replace(ways, fused_lora=fused, seq_len=tokens, longest_row=longest)
+    return replace(ways, optimized=fused, seq_len=tokens, longest_row=longest)
 
 
 def test_packed_rows_in_16_bits_keep_what_the_formula_says() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ftcli.config.recipe import Recipe
-from ftcli.memory.hardware import Hardware, find_card
+from ftcli.memory.hardware import CARD_KERNELS, Hardware, find_card
 from ftcli.models.architectures.find import find_architecture
 from ftcli.training.plan.plan import Plan, RowStatistics
 
@@ -49,7 +49,7 @@ def card(name: str = "4090") -> Hardware:
         capability,
         fast_bf16=capability >= (8, 0),
         cores=16,
-        kernels=frozenset({"triton"}),
+        kernels=frozenset(CARD_KERNELS),
     )
 
 

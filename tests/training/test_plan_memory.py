@@ -73,12 +73,12 @@ def test_micro_batch_times_accumulation_is_the_batch(size: int, hardware: Hardwa
 def test_a_cpu_takes_few_rows_and_a_card_many() -> None:
     padded = recipe(training={"packing": False})
     assert make_plan(padded, SMALL, PROFILE, cpu()).training.micro_batch_size == 4
-    assert make_plan(recipe(), SMALL, PROFILE, card()).training.micro_batch_size == 16
+    assert make_plan(padded, SMALL, PROFILE, card()).training.micro_batch_size == 16
     short = replace(PROFILE, longest_tokens=64)
-    wide = recipe(training={"batch_size": 512})
+    wide = recipe(training={"batch_size": 512, "packing": False})
     assert make_plan(wide, SMALL, short, card()).training.micro_batch_size == 16_384 // 64
     long = replace(PROFILE, longest_tokens=20_000)
-    assert make_plan(recipe(), SMALL, long, card()).training.micro_batch_size == 1
+    assert make_plan(padded, SMALL, long, card()).training.micro_batch_size == 1
 
 
 def test_checkpointing_is_off_where_memory_allows() -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from ftcli.errors import UsageError
 from ftcli.memory import estimate
-from ftcli.memory.activations.layers import KEPT_KEYS, layers_bytes
+from ftcli.memory.activations.layers import layers_bytes
+from ftcli.memory.architecture import Attention
 from ftcli.memory.fit.search import CARD_TOKENS
-from ftcli.memory.hardware import CARD_KERNELS
-from ftcli.models.architectures.find import architecture_of
+from ftcli.models.architectures.find import architecture_of, find_architecture
 from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.optimizations import why_no_varlen
 from ftcli.training.plan.plan import Plan
 from tests.training.planning import GB, PROFILE, SMALL, card, cpu, decided, recipe
 
@@ -83,24 +84,11 @@ def test_packed_rows_have_an_attention_of_their_own_which_the_plan_says() -> Non
     assert "packed" not in why_padded
 
 
-def test_a_card_takes_padded_rows_unless_the_recipe_asks() -> None:
-    plan = make_plan(recipe("qlora"), SMALL, PROFILE, card())
-    names = ("fused_lora", "liger", "dequantised")
-    keys = ("training.packing", *(f"optimizations.{name}" for name in names))
-    assert not any(decided(plan, key)[0] for key in keys)
-    only = "training.optimizations: all turns it on"
-    assert all(only in plan.reasons[key] for key in keys[:-1])
-    with pytest.raises(UsageError, match=r"training\.optimizations: all turns it on"):
-        make_plan(recipe(training={"packing": True}), SMALL, PROFILE, card())
+def on_card(mode: str = "lora", name: str = "4090", **sections: Any) -> Plan:
+    return make_plan(recipe(mode, **sections), SMALL, PROFILE, card(name))
 
 
-def on_card(mode: str = "lora", kernels: tuple[str, ...] = CARD_KERNELS, **sections: Any) -> Plan:
-    hardware = replace(card(), kernels=frozenset(kernels))
-    training = {"optimizations": "all"} | sections.pop("training", {})
-    return make_plan(recipe(mode, training=training, **sections), SMALL, PROFILE, hardware)
-
-
-def test_a_card_takes_every_optimisation_that_is_asked_for() -> None:
+def test_a_card_takes_every_optimisation() -> None:
     plan = on_card()
     assert plan.training.packing == 16 * PROFILE.longest_tokens, (
         "a whole step has fewer than enough"
@@ -108,46 +96,82 @@ def test_a_card_takes_every_optimisation_that_is_asked_for() -> None:
     made = plan.optimizations
     assert made.shared_prefix and made.fused_lora and made.liger
     of_4_bits = on_card("qlora")
-    assert of_4_bits.training.packing and of_4_bits.optimizations.fused_lora is False
+    assert of_4_bits.training.packing and of_4_bits.optimizations.fused_lora
     assert not of_4_bits.estimated.keeps_dequantised
     off = on_card(training={"optimizations": "off"})
     assert not off.training.packing and off.optimizations.liger is False
+    with pytest.raises(UsageError, match=r"training\.packing: true is not possible here"):
+        on_card(training={"optimizations": "off", "packing": True})
+
+
+def test_rocm_takes_none_unless_the_recipe_asks() -> None:
+    hardware = replace(card(), compute_capability=None, rocm=True)
+    plan = make_plan(recipe("qlora"), SMALL, PROFILE, hardware)
+    keys = ("training.packing", "optimizations.fused_lora", "optimizations.liger")
+    assert not any(decided(plan, key)[0] for key in keys)
+    only = "not tested on ROCm; training.optimizations: all turns it on"
+    assert all(only in plan.reasons[key] for key in keys)
+    asked = recipe("qlora", training={"optimizations": "all"})
+    assert make_plan(asked, SMALL, PROFILE, hardware).training.packing
 
 
 def test_a_missing_package_of_an_optimisation_is_named() -> None:
-    without = on_card(kernels=("triton",))
+    bare = replace(card(), kernels=frozenset())
+    without = make_plan(recipe(), SMALL, PROFILE, bare)
     assert without.training.packing
     assert without.optimizations.liger is False
     assert "pip install liger-kernel" in without.reasons["optimizations.liger"]
     assert not without.estimated.liger
-    bare = on_card(kernels=())
-    assert (
-        bare.reasons["training.packing"]
-        == "torch's flex attention needs triton, which is not installed"
-    )
     assert plan_of().optimizations.liger is None, "nothing of it where there is no card"
 
 
-def test_an_old_card_pads() -> None:
-    hardware = replace(card("T4"), kernels=frozenset(CARD_KERNELS))
-    plan = make_plan(recipe(training={"optimizations": "all"}), SMALL, PROFILE, hardware)
-    assert (
-        not plan.training.packing and "a GPU of 2020 or later" in plan.reasons["training.packing"]
-    )
+@pytest.mark.parametrize(
+    ("name", "model", "precision", "reason"),
+    [
+        ("T4", "smollm2-135m", "auto", "a GPU of 2020 or later"),
+        ("4090", "smollm2-135m", "fp32", "needs 16 bits"),
+        ("4090", "gemma-2-2b", "auto", "caps no scores"),
+        ("4090", "gemma-3-1b", "auto", None),
+        ("3060", "llama-3.1-8b", "auto", None),
+    ],
+)
+def test_rows_are_padded_where_the_kernel_for_packed_ones_cannot(
+    name: str, model: str, precision: str, reason: str | None
+) -> None:
+    asked = recipe("qlora", training={"precision": precision})
+    plan = make_plan(asked, find_architecture(model), PROFILE, card(name))
+    assert bool(plan.training.packing) == (reason is None)
+    assert reason is None or reason in plan.reasons["training.packing"]
+
+
+@pytest.mark.parametrize(
+    ("width", "name", "takes"),
+    [
+        (128, "4090", True),
+        (256, "4090", True),
+        (208, "4090", False),
+        (208, "A100", True),
+        (100, "A100", False),
+        (264, "H100", False),
+    ],
+)
+def test_widths_of_heads_that_the_kernel_takes(width: int, name: str, takes: bool) -> None:
+    call = Attention(8, 8, width, width)
+    wide = replace(SMALL, kinds=tuple(replace(k, attention=(call,)) for k in SMALL.kinds))
+    why = why_no_varlen(recipe(), wide, card(name))
+    assert why is None if takes else f"heads of {width}" in str(why)
 
 
 def test_the_estimate_of_a_card_knows_its_optimisations() -> None:
-    """Flex attention keeps its output, as torch's other kernels do; Liger's gate keeps less."""
+    """Keys of a shared prefix are repeated for each row; Liger's gate keeps less."""
     found = on_card().estimated
-    on_cpu = replace(found, device="cpu")
-    shares = 2 * SMALL.layers * HEADS * KEPT_KEYS * found.tokens
-    assert layers_bytes(SMALL, found) > layers_bytes(SMALL, on_cpu) - shares
+    again = replace(found, repeated_keys=100)
+    width = sum(2 * call.kv_heads * call.key_width for call in SMALL.kinds[0].attention)
+    more = layers_bytes(SMALL, again) - layers_bytes(SMALL, found)
+    assert more == pytest.approx(SMALL.layers * 100 * width * 2, abs=2)
     assert layers_bytes(SMALL, found) < layers_bytes(SMALL, replace(found, liger=False))
     unpacked = replace(found, packed_rows=False)
-    even = architecture_of(LLAMA | {"num_key_value_heads": 2})
-    assert layers_bytes(even, found) == layers_bytes(even, unpacked)
-    assert HEADS == 9, "for which keys and values are copied"
-    assert layers_bytes(SMALL, found) > layers_bytes(SMALL, unpacked)
+    assert layers_bytes(SMALL, found) == layers_bytes(SMALL, unpacked), "the same kernel"
 
 
 @pytest.mark.parametrize("asked", [True, 512])
@@ -204,10 +228,11 @@ def test_what_all_rows_begin_with_is_planned_and_estimated_once() -> None:
     by_rows = make_plan(recipe(training={"micro_batch_size": 2}), SMALL, alike, cpu())
     assert by_rows.training.packing == 1000 + 2 * 300
 
-    asked = recipe(training={"optimizations": "all"})
-    packed = make_plan(asked, SMALL, alike, card()).training.packing
-    assert packed == 1000 + 16 * 300, "though 16 of them apart would be too many"
-    assert make_plan(asked, SMALL, unlike, card()).training.packing == CARD_TOKENS < 16 * 1300
+    on_gpu = make_plan(recipe(), SMALL, alike, card())
+    assert on_gpu.training.packing == 1000 + 16 * 300, "though 16 of them apart would be too many"
+    assert on_gpu.estimated.repeated_keys == 15 * 1000
+    packed = make_plan(recipe(), SMALL, unlike, card()).training.packing
+    assert packed == CARD_TOKENS < 16 * 1300
 
     for unshared in ({"method": {"dropout": 0.1}}, {"training": {"optimizations": "off"}}):
         found = [make_plan(recipe(**unshared), SMALL, of, cpu()) for of in (unlike, alike)]
@@ -232,7 +257,7 @@ def test_little_memory_takes_fewer_tokens_and_keeps_no_dequantised_weights() -> 
     tight = make_plan(recipe("qlora"), SMALL, PROFILE, cpu(0.7))
     assert tight.optimizations.dequantised is False
     assert "no room" in tight.reasons["optimizations.dequantised"]
-    assert tight.optimizations.fused_lora is False
+    assert tight.optimizations.fused_lora
     assert tight.training.gradient_checkpointing and not roomy.training.gradient_checkpointing
     linear = SMALL.linear_parameters
     assert kept - tight.estimate.breakdown["weights"] == 4 * linear
@@ -281,7 +306,7 @@ def test_the_estimate_is_of_the_optimisations_that_are_taken() -> None:
     mixed = cpu(fast_bf16=True)
     plan = make_plan(recipe(), SMALL, PROFILE, mixed)
     plain = make_plan(recipe(training={"optimizations": "off"}), SMALL, PROFILE, mixed)
-    optimisations = ("packed_rows", "fused_lora")
+    optimisations = ("packed_rows", "optimized")
     for optimisation in optimisations:
         assert getattr(plan.estimated, optimisation) and not getattr(plain.estimated, optimisation)
         without = estimate(SMALL, replace(plan.estimated, **{optimisation: False}))

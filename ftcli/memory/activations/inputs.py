@@ -131,6 +131,9 @@ def _lora_inputs(
         # Every layer's dropped input is its own tensor.
         return kept + (each + _dropout_bytes(choices)) * sum(widths)
     cast = adapter != choices.activation_bytes or each != adapter
+    if choices.quantization == "nf4" and choices.autocast and choices.device == "cuda":
+        # peft asks torch.is_autocast_enabled(), which is about CUDA (lora/bnb.py).
+        cast = each != choices.activation_bytes
     if choices.fused_lora:
         # The node reads what the layer reads, in the type of the product.
         cast = each != choices.residual_bytes and not choices.liger

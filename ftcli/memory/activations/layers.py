@@ -207,10 +207,9 @@ def _attention_change(kind: LayerKind, choices: Choices) -> float:
             # A softcap's derivative needs the scores, which are computed again.
             keys = 0 if call.capped else _kept_keys(choices)
             change += each * call.heads * keys - output
-        elif choices.packed_rows:
-            # flex copies keys and values to one per query head where those are no power of two
-            # (transformers/integrations/flex_attention.py).
-            change += repeated if call.heads & (call.heads - 1) else 0
+        elif choices.repeated_keys:
+            width = call.kv_heads * (call.key_width + call.value_width)
+            change += each * width * choices.repeated_keys / choices.tokens
         elif _computes_scores(choices) and grouped:
             change += repeated + 4 * call.heads * choices.keys - output
         if choices.stack.fused_qkv and not choices.repeats_kv:

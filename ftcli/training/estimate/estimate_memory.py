@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import MachineError, UsageError
 from ftcli.memory import Choices, Estimate, TextbookFigure, textbook
-from ftcli.memory.architecture import Architecture
+from ftcli.memory.architecture import PACKED_TYPES, Architecture
 from ftcli.memory.choices import why_no_checkpointing
 from ftcli.memory.fit.fitting import Alternatives, FitResult, fit, instead
 from ftcli.memory.fit.limits import Limit, Sweep, largest, size_named, sizes_of, sweep
@@ -216,7 +216,8 @@ def _recipe(options: EstimateOptions, hardware: Hardware | None) -> RecipeWithFl
 def _of_flags(options: EstimateOptions) -> FitRequest:
     flags = {"seq_len" if name == "max_length" else name: v for name, v in options.flags.items()}
     architecture = find_architecture(from_here(options.model or ""))
-    choices = replace(Choices(mode="lora"), **flags)
+    liger = architecture.model_type in PACKED_TYPES  # as ftcli.training.plan.optimizations
+    choices = replace(Choices(mode="lora", optimized=True, liger=liger), **flags)
     named = "gradient_checkpointing" in options.flags
     recomputes = why_no_checkpointing(choices.mode, architecture) is None
     if not named:

@@ -18,7 +18,7 @@ from ftcli.errors import FtcliError
 from ftcli.memory import Choices
 from ftcli.memory.choices import why_no_checkpointing
 from ftcli.memory.fit.request import FitRequest
-from ftcli.memory.hardware import Hardware
+from ftcli.memory.hardware import KNOWN_CARDS, Hardware
 from ftcli.memory.known_models import from_here, model_source
 from ftcli.memory.trained import trainable_parameters
 from ftcli.models.architectures.find import find_architecture
@@ -29,6 +29,7 @@ from ftcli.training.plan.decide import (
     make_plan,
     require_checkpointing,
 )
+from ftcli.training.plan.optimizations import choose_liger
 from ftcli.training.plan.plan import RowStatistics, choices_of
 
 # Flag → the recipe's key.
@@ -137,6 +138,8 @@ def with_flags(
             sections = sections.model_copy(update={"attention": attention})
             training = training.model_copy(update={"precision": precision})
         choices = choices_of(sections, recipe.method, training, rows, hardware)
+        liger = choose_liger(recipe, architecture, hardware or KNOWN_CARDS[0].hardware)
+        choices = replace(choices, liger=liger is not None and liger[0])
         recomputes = why_no_checkpointing(choices.mode, architecture) is None
         wanted = choices.gradient_checkpointing and recomputes
         choices = replace(choices, gradient_checkpointing=wanted)

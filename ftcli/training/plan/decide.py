@@ -40,7 +40,6 @@ from ftcli.training.plan.optimizations import (
     choose_packing,
     choose_shared_prefix,
     require_packing,
-    why_not_fused,
     why_not_shared,
     why_padded,
 )
@@ -170,17 +169,13 @@ def _open_choices(
         rows,
         hardware,
     )
-    padded, liger = (
-        why_padded(recipe, architecture, hardware),
-        choose_liger(recipe, architecture, hardware),
-    )
-    fused = choices.mode == "lora" and why_not_fused(recipe, hardware, choices) is None
+    padded = why_padded(recipe, architecture, hardware)
+    liger = choose_liger(recipe, architecture, hardware)
     recomputes = why_no_checkpointing(choices.mode, architecture) is None
     return replace(
         choices,
         packed_rows=padded is None,
         liger=liger is not None and liger[0],
-        fused_lora=fused,
         gradient_checkpointing=choices.gradient_checkpointing and recomputes,
     )
 

@@ -25,7 +25,7 @@ from ftcli.memory.fit.search import (
 )
 from ftcli.memory.hardware import Hardware
 from ftcli.shell import gib
-from ftcli.training.plan.optimizations import may_cache_dequantised, why_not_fused
+from ftcli.training.plan.optimizations import may_cache_dequantised
 from ftcli.training.plan.plan import Decided, RowStatistics, packed
 
 # Tokens of a micro-batch per token of a shared prefix, which each micro-batch computes once.
@@ -54,8 +54,7 @@ def fit_memory(
         raise _too_large(recipe, rows, hardware, least, estimate_on(architecture, least, hardware))
     found = _by_tokens(recipe, rows, hardware, found)
     if may_cache_dequantised(recipe, hardware, found):
-        fused = found.has_lora and why_not_fused(recipe, hardware, found) is None
-        kept = replace(found, keeps_dequantised=True, fused_lora=fused)
+        kept = replace(found, keeps_dequantised=True)
         found = kept if fits(estimate_on(architecture, kept, hardware), hardware) else found
     return found, estimate_on(architecture, found, hardware)
 

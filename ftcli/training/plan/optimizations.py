@@ -8,22 +8,14 @@ from ftcli.memory import Choices
 from ftcli.memory.architecture import PACKED_TYPES, Architecture
 from ftcli.memory.hardware import ComputeCapability, Hardware
 from ftcli.shell import shown_size
-from ftcli.training.plan.plan import Decided
+from ftcli.training.plan.plan import Decided, why_not_optimized
 
-# Ampere: first with bf16 (CUDA programming guide), and torch's flex attention is tested from it on.
-FIRST_WITH_FLEX: ComputeCapability = (8, 0)
-
-
-def why_not_optimized(recipe: Recipe, hardware: Hardware) -> str | None:
-    """Why all optimisations are off; None if they may be on."""
-    asked = recipe.training.optimizations
-    if asked == "off":
-        return "training.optimizations: off"
-    if hardware.kind == "cuda" and asked != "all":
-        return "not yet measured on a GPU; training.optimizations: all turns it on"
-    if hardware.kind == "mps":
-        return "not tested on this kind of machine"
-    return None
+# torch's flash kernel (2.13: ATen/native/transformers/cuda, flash_attn/flash_api.cpp): from Ampere
+# on, in 16 bits, for heads of up to 256; its backward pass has no kernel for some widths on GPUs
+# with little shared memory.
+FIRST_WITH_FLASH: ComputeCapability = (8, 0)
+FLASH_WIDTHS = range(8, 257, 8)
+NOT_BACKWARD, LITTLE_SHARED_MEMORY = range(193, 225), ((8, 6), (8, 9), (12, 0), (12, 1))
 
 
 def why_not_packed(architecture: Architecture) -> str | None:
@@ -53,7 +45,7 @@ def why_padded(recipe: Recipe, architecture: Architecture, hardware: Hardware) -
     training = recipe.training
     if training.packing is False:
         return "set in the recipe"
-    if (why := why_not_optimized(recipe, hardware) or why_no_flex(hardware)) is not None:
+    if (why := why_not_optimized(recipe.training, hardware)) is not None:
         return why
     if isinstance(recipe.method, PrefixTuning | PromptTuning):
         return "each row has its own virtual tokens"
@@ -61,18 +53,27 @@ def why_padded(recipe: Recipe, architecture: Architecture, hardware: Hardware) -
         return "NEFTune scales its noise by the length of padded rows"
     if recipe.model.attention != "auto":
         return f"model.attention: {recipe.model.attention} is set in the recipe"
-    return why_not_packed(architecture)
+    return why_not_packed(architecture) or why_no_varlen(recipe, architecture, hardware)
 
 
-def why_no_flex(hardware: Hardware) -> str | None:
-    """Why a GPU cannot mask packed rows (ftcli.kernels.flex); None if it can, and on a CPU."""
+def why_no_varlen(recipe: Recipe, architecture: Architecture, hardware: Hardware) -> str | None:
+    """Why a GPU has no attention for packed rows (ftcli.kernels.varlen); None if it has, and on a
+    CPU."""
     if hardware.kind != "cuda":
         return None
-    if "triton" not in hardware.kernels:
-        return "torch's flex attention needs triton, which is not installed"
     capability = hardware.compute_capability
-    if capability is not None and capability < FIRST_WITH_FLEX:
-        return "torch's flex attention needs a GPU of 2020 or later"
+    if capability is not None and capability < FIRST_WITH_FLASH:
+        return "torch's attention over packed rows needs a GPU of 2020 or later"
+    if recipe.training.precision == "fp32":
+        return "torch's attention over packed rows needs 16 bits"
+    calls = [call for kind in architecture.kinds for call in kind.attention]
+    if any(call.capped for call in calls):
+        return "torch's attention over packed rows caps no scores"
+    for call in calls:
+        width = call.key_width
+        missing = width in NOT_BACKWARD and capability in LITTLE_SHARED_MEMORY
+        if width != call.value_width or width not in FLASH_WIDTHS or missing:
+            return f"torch's attention over packed rows takes no heads of {width} here"
     return None
 
 
@@ -108,28 +109,13 @@ def choose_shared_prefix(recipe: Recipe, packing: int, common_tokens: int) -> De
     return True, what + common
 
 
-def why_not_fused(recipe: Recipe, hardware: Hardware, choices: Choices) -> str | None:
-    """Why LoRA is not fused; None if it is, or would be with cached dequantised weights."""
-    method = recipe.method
-    if (why := why_not_optimized(recipe, hardware)) is not None:
-        return why
-    if isinstance(method, Lora | Qlora) and method.dora:
-        return "DoRA divides by the norm of base and update"
-    if isinstance(method, Lora | Qlora) and method.dropout:
-        return "dropout between a layer's input and its update"
-    if not choices.autocast and choices.weight_bytes != choices.stack.adapter_bytes:
-        return "without autocast PEFT casts between 16-bit weights and fp32 updates"
-    return None
-
-
 def choose_fused_lora(recipe: Recipe, hardware: Hardware, choices: Choices) -> Decided[bool] | None:
     """Whether LoRA is fused; None without LoRA."""
     if not choices.has_lora:
         return None
-    if choices.fused_lora:
-        return True, "base and update are summed in place: less is copied and saved"
-    why = why_not_fused(recipe, hardware, choices)
-    return False, why or "4-bit weights are dequantised in each product"
+    if (why := why_not_optimized(recipe.training, hardware) or choices.why_not_fused) is not None:
+        return False, why
+    return True, "base and update are summed in place: less is copied and saved"
 
 
 def choose_liger(
@@ -139,7 +125,7 @@ def choose_liger(
     GPU."""
     if hardware.kind != "cuda":
         return None
-    if (why := why_not_optimized(recipe, hardware)) is not None:
+    if (why := why_not_optimized(recipe.training, hardware)) is not None:
         return False, why
     if "liger_kernel" not in hardware.kernels:
         return False, "not installed: pip install liger-kernel"
@@ -151,7 +137,7 @@ def choose_liger(
 def may_cache_dequantised(recipe: Recipe, hardware: Hardware, choices: Choices) -> bool:
     """Whether dequantised 4-bit weights could be cached if memory has space."""
     on_cpu = hardware.kind == "cpu" and choices.quantization == "nf4"
-    return on_cpu and why_not_optimized(recipe, hardware) is None
+    return on_cpu and why_not_optimized(recipe.training, hardware) is None
 
 
 def choose_dequantised(
@@ -164,6 +150,6 @@ def choose_dequantised(
         return True, f"memory has room for {shown_size(kept_bytes)}; the same numbers"
     if hardware.kind != "cpu":
         return False, "a GPU's kernels dequantise as they multiply"
-    if (why := why_not_optimized(recipe, hardware)) is not None:
+    if (why := why_not_optimized(recipe.training, hardware)) is not None:
         return False, why
     return False, f"memory has no room for {shown_size(kept_bytes)}"

@@ -88,6 +88,10 @@ class RowStatistics:
         unpacked = self.packed_rows(tokens) * self.longest_tokens
         return self.label_share * float(unpacked / tokens)
 
+    def repeated_keys(self, tokens: int) -> int:
+        """Common tokens that the rows in this many packed tokens see more than once."""
+        return math.floor(self.packed_rows(tokens) - 1) * self.common_tokens
+
     @property
     def _own_tokens(self) -> int:
         """Tokens of the longest row after the prefix of all rows."""
@@ -167,7 +171,6 @@ class Plan(TrainingRecord):
         taken = self.optimizations
         choices = replace(
             choices_of(self.model, self.method, self.training, self.rows, self.hardware),
-            fused_lora=taken.fused_lora is True,
             liger=taken.liger is True,
             keeps_dequantised=taken.dequantised is True,
         )
@@ -250,7 +253,18 @@ def choices_of(
         gradient_checkpointing=training.gradient_checkpointing is not False,
         label_share=rows.label_share,
         device="cuda" if hardware is None or hardware.kind == "cuda" else "cpu",
+        optimized=why_not_optimized(training, hardware) is None,
     )
+
+
+def why_not_optimized(training: Training, hardware: Hardware | None) -> str | None:
+    """Why all optimisations are off; None if they may be on. Without hardware: a known GPU."""
+    asked = training.optimizations
+    if asked == "off":
+        return "training.optimizations: off"
+    if hardware is not None and hardware.rocm and asked != "all":
+        return "not tested on ROCm; training.optimizations: all turns it on"
+    return None
 
 
 def choices_of_method(method: Method) -> dict[str, Any]:
@@ -297,6 +311,7 @@ def packed(choices: Choices, rows: RowStatistics, tokens: int, batch_size: int) 
         seq_len=tokens,
         longest_row=rows.longest_tokens,
         label_share=rows.packed_share(tokens),
+        repeated_keys=rows.repeated_keys(tokens) if choices.device == "cuda" else 0,
         gradient_accumulation=math.ceil(batch_size / rows.packed_rows(tokens)),
     )
 
