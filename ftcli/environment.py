@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import warnings
 
 from ftcli.compat import CPU_OPERATIONS, refuse_hub_kernel
@@ -15,6 +16,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 # bitsandbytes 0.50 compiles four functions at import, which imports torch's compiler: 0.8 s.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+# Padded rows change the sizes of tensors in each step, which leaves gaps in the GPU's memory that
+# torch has reserved; segments that grow leave few (torch's notes on CUDA). Windows has none.
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ and "microsoft" not in platform.release().lower():
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 # libgomp's threads spin for milliseconds at every barrier. If another program needs a core, they
 # take it from the thread they wait for: a forward pass on two cores took four times as long. With
 # this value they sleep earlier, which costs 2% to 5% on an idle machine.

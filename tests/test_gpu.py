@@ -133,7 +133,7 @@ def test_a_training_takes_what_was_estimated(
 def test_the_kernel_for_packed_rows_is_what_the_cpu_s_tests_take_it_for(
     heads: int, kv_heads: int, width: int, window: int | None
 ) -> None:
-    """Queries behind a shared prefix: fewer than keys, aligned at the last key."""
+    """Queries after a shared prefix: fewer than keys, aligned at the last key."""
     import torch
 
     from ftcli.data.tokenizing.prefix_tree import build_prefix_tree

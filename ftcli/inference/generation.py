@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ SCORED_ROWS = 4
 BLOCK_ROWS = 64
 # `generate` is called again without the finished rows once this share of a batch has finished.
 FINISHED_SHARE = 0.25
+_MOST_ROWS: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
+"""Rows of a batch that memory once had room for, by model, where it ran out."""
 
 
 @dataclass(frozen=True)
@@ -145,17 +148,19 @@ def answer_batches(
 def answer_batch(
     model: Model, prompts: Sequence[Sequence[int]], settings: Generation
 ) -> list[Answer]:
-    """Answers to one batch of prompts; if memory runs out, to its two halves in turn."""
+    """Answers to one batch of prompts; if memory runs out, to its two halves in turn, and for all
+    batches after it."""
     stop_ids, arguments = model.prompt_format.stop_ids, _generate_arguments(model, settings)
-    network = model.network.eval()
-    try:
-        found = generate_ids(network, prompts, stop_ids, settings.max_new_tokens, arguments)
-        return [_decoded(model, ids) for ids in found]
-    except (RuntimeError, MemoryError) as error:
-        if len(prompts) == 1 or not is_out_of_memory(error):
-            raise
-    torch.cuda.empty_cache()
-    half = len(prompts) // 2
+    network, half = model.network.eval(), len(prompts) // 2
+    if len(prompts) <= _MOST_ROWS.get(network, len(prompts)):
+        try:
+            found = generate_ids(network, prompts, stop_ids, settings.max_new_tokens, arguments)
+            return [_decoded(model, ids) for ids in found]
+        except (RuntimeError, MemoryError) as error:
+            if len(prompts) == 1 or not is_out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()
+        _MOST_ROWS[network] = len(prompts) - half
     parts = (prompts[:half], prompts[half:])
     return [answer for part in parts for answer in answer_batch(model, part, settings)]
 

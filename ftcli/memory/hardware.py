@@ -28,6 +28,7 @@ class Hardware:
     memory_bytes: int
     """Memory of the GPU, or RAM without one."""
     free_bytes: int
+    """What a training may take; of a GPU without LEFT_FREE_BYTES."""
     compute_capability: ComputeCapability | None
     """None without CUDA."""
     fast_bf16: bool
@@ -38,10 +39,16 @@ class Hardware:
     """Installed packages of CARD_KERNELS, on a machine with a GPU."""
     rocm: bool = False
     """An AMD GPU, which torch calls CUDA."""
+    wsl: bool = False
+    """Linux in Windows, whose driver swaps a full GPU's memory to RAM instead of failing."""
+    gpus: int = 1
+    """GPUs that torch sees; the first is used."""
 
     @property
     def title(self) -> str:
         """`NVIDIA GeForce RTX 4090`, or `CPU (AMD EPYC)`."""
+        if self.gpus > 1:
+            return f"{self.name} (the first of {self.gpus} GPUs)"
         named = self.kind == "cuda" or self.name == "CPU"
         return self.name if named else f"CPU ({self.name})"
 
@@ -71,6 +78,9 @@ def context_bytes(capability: ComputeCapability | None) -> int:
         return _UNKNOWN_CONTEXT_BYTES
     return _CONTEXT_BYTES.get(capability, _UNKNOWN_CONTEXT_BYTES)
 
+
+# Kernels of cuBLAS, bitsandbytes and Triton are loaded when they are first used; a desktop grows.
+LEFT_FREE_BYTES = 3 * GIB // 10
 
 # A desktop session takes 0.3 to 1 GiB of the GPU that drives the display; the middle is assumed.
 DISPLAY_BYTES = GIB // 2
@@ -103,7 +113,7 @@ class Card:
     def usable_bytes(self) -> int:
         """What is left for training, its CUDA context included."""
         display_bytes = DISPLAY_BYTES if self.drives_display else 0
-        return int(self.visible_gib * GIB) - display_bytes
+        return int(self.visible_gib * GIB) - display_bytes - LEFT_FREE_BYTES
 
     @property
     def context_bytes(self) -> int:

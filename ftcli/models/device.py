@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,13 @@ import torch
 from ftcli.config.recipe import Device, Recipe
 from ftcli.errors import MachineError
 from ftcli.kernels.cpu import return_freed_memory
-from ftcli.memory.hardware import CARD_KERNELS, Hardware
+from ftcli.memory.hardware import (
+    CARD_KERNELS,
+    FIRST_WITH_BF16,
+    LEFT_FREE_BYTES,
+    ComputeCapability,
+    Hardware,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +42,9 @@ NO_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "Triton Error [CUDA]: out of memory",  # while loading a kernel
 )
+
+# Of a GPU's free memory that a plan may take under WSL: what does not fit is swapped, not refused.
+WSL_SHARE = 0.9
 
 # Traces of an NVIDIA driver and its GPUs, without torch.
 NVIDIA_GPUS, NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
@@ -58,21 +67,7 @@ def find_hardware(device: Device) -> Hardware:
     would silently take days on the CPU.
     """
     if device == "auto" and torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        free, total = torch.cuda.mem_get_info(0)
-        rocm = torch.version.hip is not None
-        return Hardware(
-            kind="cuda",
-            name=properties.name,
-            memory_bytes=total,
-            free_bytes=free,
-            # ROCm's are numbers of another kind.
-            compute_capability=None if rocm else (properties.major, properties.minor),
-            fast_bf16=rocm or properties.major >= 8,
-            cores=os.cpu_count() or 1,
-            kernels=frozenset(name for name in CARD_KERNELS if find_spec(name) is not None),
-            rocm=rocm,
-        )
+        return _first_gpu()
     if device == "auto" and not _gpu_is_hidden() and _has_nvidia_gpu():
         raise MachineError(
             "no_cuda",
@@ -88,6 +83,54 @@ def find_hardware(device: Device) -> Hardware:
         fast_bf16=bool(FAST_BF16_FLAGS & _cpu_flags()),
         cores=_cores(),
     )
+
+
+def _first_gpu() -> Hardware:
+    properties = torch.cuda.get_device_properties(0)
+    capability, rocm = (properties.major, properties.minor), torch.version.hip is not None
+    if not rocm and not _has_kernels(capability, torch.cuda.get_arch_list()):
+        raise MachineError(
+            "no_cuda",
+            f"torch {torch.__version__} has no kernels for the {properties.name} (compute "
+            f"capability {capability[0]}.{capability[1]}); install a build that has (pytorch.org, "
+            "for an older or newer CUDA)",
+        )
+    free, total = torch.cuda.mem_get_info(0)
+    wsl = _is_wsl()
+    usable = max(0, (int(WSL_SHARE * free) if wsl else free) - LEFT_FREE_BYTES)
+    return Hardware(
+        kind="cuda",
+        name=properties.name,
+        memory_bytes=total,
+        free_bytes=usable,
+        # ROCm's are numbers of another kind.
+        compute_capability=None if rocm else capability,
+        fast_bf16=rocm or capability >= FIRST_WITH_BF16,
+        cores=os.cpu_count() or 1,
+        kernels=frozenset(name for name in CARD_KERNELS if find_spec(name) is not None),
+        rocm=rocm,
+        wsl=wsl,
+        gpus=torch.cuda.device_count(),
+    )
+
+
+def _has_kernels(capability: ComputeCapability, built: Sequence[str]) -> bool:
+    """Whether a build for these architectures (`sm_86`, `compute_90`) runs on a GPU: code of the
+    same major version and no later minor, or PTX of any earlier one (CUDA programming guide)."""
+    for each in built:
+        kind, _, digits = each.partition("_")
+        if not digits[:-1].isdigit() or not digits[-1].isdigit():
+            continue  # sm_90a is of one architecture alone
+        architecture = (int(digits[:-1]), int(digits[-1]))
+        same = architecture[0] == capability[0] or kind == "compute"
+        if same and architecture <= capability:
+            return True
+    return not built  # a build without CUDA, or a test's
+
+
+def _is_wsl() -> bool:
+    """Its kernels have Microsoft's name (learn.microsoft.com, WSL)."""
+    return "microsoft" in platform.release().lower()
 
 
 def free_bytes(device: torch.device) -> int:

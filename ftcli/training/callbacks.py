@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -102,7 +103,8 @@ class ScheduleCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         if "loss" in logs:
-            kept = {k: v for k, v in logs.items() if k in RECORDED}
+            # In fp16 a gradient may overflow, which no number of JSON says; the step is skipped.
+            kept = {k: v for k, v in logs.items() if k in RECORDED and math.isfinite(v)}
             self.records.add({"step": state.global_step, **kept})
             if self.meter is not None:
                 self.meter.update(state.global_step, self._figures(logs["loss"]))

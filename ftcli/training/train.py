@@ -33,6 +33,11 @@ NO_MEMORY = (
     "with training.gradient_checkpointing: true, a lower data.max_length, or method.mode: qlora"
 )
 
+WSL = (
+    "under WSL a full GPU swaps to RAM instead of failing: if steps become several times slower, "
+    "lower training.micro_batch_size (the plan leaves a tenth of the GPU free)"
+)
+
 
 class _FinishedError(Exception):
     """The run ends with its deferred validation."""
@@ -51,6 +56,8 @@ def train(job: TrainJob, stops: StopSignals, reporter: Reporter) -> TrainResult:
     time = f" · {about(seconds)}" if seconds is not None else ""
     reporter.note(f"plan   {plan.headline()}{time}")
     _warn_of_pure_bf16(job, reporter)
+    if plan.hardware.wsl:
+        reporter.warn(WSL)
     checkpoint = resume_point(run, reporter)
     require_room(run, plan, tokenizer_bytes(job.model.source, job.model.revision))
     memory = StepMemory(MemoryMeter(plan.hardware))

@@ -1,5 +1,5 @@
-"""What a step may launch and move on a card, by layer and beside the layers: `python -m
-tests.card.budget` writes it anew."""
+"""What a step may launch and move on a card, by layer and for the rest: `python -m
+tests.card.budget` writes it."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Counts:
     copies: list[str] = field(default_factory=list)
     """Copies from the host that it waits for."""
     strays: list[str] = field(default_factory=list)
-    """Operations that read tensors of the host beside those of the GPU."""
+    """Operations that read tensors of the host together with those of the GPU."""
     on_host: list[str] = field(default_factory=list)
     product_types: Counter[str] = field(default_factory=Counter)
     names: Counter[str] = field(default_factory=Counter)

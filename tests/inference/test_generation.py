@@ -339,7 +339,9 @@ def test_a_batch_is_halved_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(generation, "generate_ids", scarce)
     assert answer_batch(model, PROMPTS, SETTINGS) == expected
-    assert tried == [6, 3, 1, 2, 3, 1, 2]
+    assert tried == [6, 3, 1, 2, 1, 2], "the second half is not tried whole"
+    assert answer_batch(model, PROMPTS, SETTINGS) == expected
+    assert tried[6:] == [1, 2, 1, 2], "nor is a later batch"
 
 
 def test_another_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

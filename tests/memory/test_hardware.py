@@ -39,7 +39,7 @@ def test_an_unknown_gpu_is_an_error_with_the_nearest() -> None:
 
 @pytest.mark.parametrize("card", KNOWN_CARDS, ids=lambda card: card.name)
 def test_usable_memory_is_what_cuda_shows_less_the_display(card) -> None:  # type: ignore[no-untyped-def]
-    assert 0.88 * card.memory_bytes < card.usable_bytes < card.memory_bytes
+    assert 0.86 * card.memory_bytes < card.usable_bytes < card.memory_bytes
 
 
 def test_an_unknown_capability_takes_the_largest_context() -> None:

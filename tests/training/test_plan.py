@@ -75,8 +75,10 @@ def test_precision_follows_the_machine(hardware: Hardware, precision: str, reaso
 
 @pytest.mark.fault(33)
 @pytest.mark.parametrize("hardware", [cpu(), card("4090"), card("T4")], ids=["cpu", "4090", "T4"])
-@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["auto", "half", "fp32"])
 def test_full_training_keeps_fp32_weights(hardware: Hardware, precision: str) -> None:
+    if precision == "half":
+        precision = "fp16" if hardware.kind == "cuda" and not hardware.fast_bf16 else "bf16"
     plan = make_plan(recipe("full", training={"precision": precision}), SMALL, PROFILE, hardware)
     assert plan.model.dtype == "fp32"
     assert "small updates count" in plan.reasons["model.dtype"]

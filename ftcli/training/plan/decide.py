@@ -219,6 +219,12 @@ def choose_precision(recipe: Recipe, hardware: Hardware) -> Decided[Precision]:
             raise MachineError(
                 "precision", "training.precision: fp16 needs a CUDA GPU; here: bf16, fp32"
             )
+        if asked in ("bf16", "pure-bf16") and hardware.kind == "cuda" and not hardware.fast_bf16:
+            raise MachineError(
+                "precision",
+                f"training.precision: {asked} needs a GPU of 2020 or later, and {hardware.name} "
+                "would emulate it; leave it to auto (fp16)",
+            )
         return asked, AS_SET
     if hardware.kind == "cpu" and not hardware.fast_bf16:
         return "fp32", f"{hardware.name} has no bf16 matrix units and emulates it slowly"

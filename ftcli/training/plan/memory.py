@@ -10,7 +10,7 @@ from ftcli.config.recipe import Bottleneck, Full, Lora, PrefixTuning, PromptTuni
 from ftcli.errors import MachineError
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.architecture import Architecture
-from ftcli.memory.choices import why_no_checkpointing
+from ftcli.memory.choices import Optimizer, why_no_checkpointing
 from ftcli.memory.fit.search import (
     CARD_TOKENS,
     CPU_TOKENS,
@@ -64,7 +64,9 @@ def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choi
     training = recipe.training
     asked_rows = training.micro_batch_size
     open_checkpointing = training.gradient_checkpointing == "auto" and base.gradient_checkpointing
-    paging = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
+    eight_bit = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
+    # Windows' driver does not page managed memory (bitsandbytes, issue 453).
+    other: Optimizer = "adamw-8bit" if hardware.wsl else "paged-adamw-8bit"
     # Packed rows, which may share a prefix, are counted in `_micro_batch`.
     bounded = hardware.kind == "cuda" and asked_rows == "auto" and not base.packed_rows
     return Options(
@@ -73,7 +75,7 @@ def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choi
         mode=(base.mode,),
         four_bit_base=(base.four_bit_base,),
         target_modules=(base.target_modules,),
-        optimizer=("adamw", "paged-adamw-8bit") if paging else (base.optimizer,),
+        optimizer=("adamw", other) if eight_bit else (base.optimizer,),
         attention=(base.attention,),
         gradient_checkpointing=(
             (False, True) if open_checkpointing else (base.gradient_checkpointing,)
