@@ -1,5 +1,4 @@
-"""What a step may launch and move on a card, by layer and for the rest: `python -m
-tests.card.budget` writes it."""
+"""What a step may do on a card: `python -m tests.card.budget` writes what it launches and moves."""
 
 from __future__ import annotations
 
@@ -9,13 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.card.conftest import FAMILIES, METHODS, Jobs, jobs_in
+from tests.card.conftest import FAMILIES, LAYERS, METHODS, Jobs, jobs_in
 from tests.card.pretended import pretended_card
 from tests.card.steps import Counts, take_steps
 
 Cost = dict[str, float]
 
 BUDGET = Path(__file__).with_name("budget.json")
+MOST_SYNCS = 3  # of a step but the last: is the loss finite, the norm of the gradient, the loss
 IMPOSSIBLE = {
     ("mixtral", "full"): "torch's fake tensors multiply experts in bf16 alone",
     ("mixtral", "bottleneck"): "refused: its MLP has no last linear layer",
@@ -27,22 +27,33 @@ SMALL = {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 32_000, "
 
 def counted(job_of: Jobs, family: str, method: str, **keys: Any) -> Counts:
     """The second step: the first also makes the optimizer's states."""
-    sizes = SMALL if method == "full" else {}
-    job = job_of(family, method, **{"sizes": sizes} | keys)
+    sizes = (SMALL if method == "full" else {}) | keys.pop("sizes", {})
+    job = job_of(family, method, sizes=sizes, **keys)
     with pretended_card():
         return take_steps(job)[1]
 
 
+def problems(job_of: Jobs, family: str, method: str, **keys: Any) -> list[str]:
+    """What a card would feel of a step: tensors of the host, waiting, other types, more work."""
+    try:
+        step = counted(job_of, family, method, **keys)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        return [f"error: {type(error).__name__}"]
+    found = [f"stray: {each}" for each in step.strays]
+    found += [f"copy: {each}" for each in step.copies]
+    if len(step.syncs) > MOST_SYNCS:
+        found += [f"sync: {each}" for each in step.syncs]
+    found += [f"type: {each}" for each in step.product_types if each != "bfloat16"]
+    budget = json.loads(BUDGET.read_text())[f"{family} {method}"]
+    for name, value in cost(step).items():
+        most = LAYERS * budget["layer"][name] + budget["rest"][name]
+        if value > most:
+            found.append(f"{name}: {value:.0f}, and {most} is the budget")
+    return found
+
+
 def cost(step: Counts) -> Cost:
     return {"launches": step.launches, "megabytes": sum(step.moved.values()) / 1e6}
-
-
-def costs(job_of: Jobs, family: str, method: str, two: Counts) -> dict[str, Cost]:
-    """Of a layer and of the rest, from a step with two layers and one with one."""
-    sizes = SMALL if method == "full" else {}
-    one = cost(counted(job_of, family, method, sizes=sizes | {"num_hidden_layers": 1}))
-    layer = {name: value - one[name] for name, value in cost(two).items()}
-    return {"layer": layer, "rest": {name: one[name] - layer[name] for name in layer}}
 
 
 def main() -> None:
@@ -50,11 +61,11 @@ def main() -> None:
     for family, method in CASES:
         with TemporaryDirectory() as folder:
             job_of = jobs_in(Path(folder))
-            each = costs(job_of, family, method, counted(job_of, family, method))
-        shown = {
-            part: {n: math.ceil(v) for n, v in values.items()} for part, values in each.items()
-        }
-        found[f"{family} {method}"] = shown
+            few = {"num_hidden_layers": LAYERS - 1}
+            less, more = (cost(counted(job_of, family, method, sizes=s)) for s in (few, {}))
+        layer = {name: math.ceil(more[name] - less[name]) for name in more}
+        rest = {name: math.ceil(more[name] - LAYERS * layer[name]) for name in more}
+        found[f"{family} {method}"] = {"layer": layer, "rest": rest}
     BUDGET.write_text(json.dumps(found, indent=1) + "\n")
 
 

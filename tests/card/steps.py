@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -236,18 +237,26 @@ def fake_job(recipe: Path, run: Path, card: str = "RTX 4090") -> TrainJob:
     return plan_job(loaded, model, dataset, folder)
 
 
-def take_steps(job: TrainJob, steps: int = STEPS) -> list[Counts]:
-    """Counts of each step of a training loop without validation and saves."""
+def take_steps(
+    job: TrainJob, steps: int = STEPS, watched: list[weakref.ref[nn.Module]] | None = None
+) -> list[Counts]:
+    """Counts of each step of a training loop without validation and saves; `watched` gets the
+    model."""
     counted: list[Counts] = []
     watch = Watch()
     with base_without_weights(), torch.device("cuda"), watch:
         trainer = building.build_trainer(job)
     watch.counts = Counts()
+    if watched is not None:
+        watched.append(weakref.ref(trainer.model))
 
     class EachStep(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             counted.append(watch.counts)
             watch.counts = Counts()
+
+    if watched is not None:
+        watched.append(weakref.ref(trainer.model))
 
     trainer.add_callback(_schedule(trainer, job))
     trainer.add_callback(EachStep())

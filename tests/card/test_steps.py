@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import gc
+import weakref
 
 import pytest
+import torch
 
-from tests.card.budget import BUDGET, CASES, costs, counted
+from tests.card.budget import CASES, MOST_SYNCS, counted, problems
 from tests.card.conftest import FAMILIES, METHODS, Jobs
+from tests.card.pretended import pretended_card
+from tests.card.steps import take_steps
 
 pytestmark = pytest.mark.card
 
-MOST_SYNCS = 3  # of a step: is the loss finite, the gradient's norm, the loss
 QUICK = {("llama", m) for m in METHODS} | {(f, "qlora") for f in FAMILIES}
 PARAMETERS = [
     pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES
@@ -19,19 +22,27 @@ PARAMETERS = [
 
 
 @pytest.mark.parametrize("family, method", PARAMETERS)
-def test_a_step_stays_on_the_card(job_of: Jobs, family: str, method: str) -> None:
-    step = counted(job_of, family, method)
-    assert not step.strays
-    assert not step.copies
-    assert len(step.syncs) <= MOST_SYNCS, step.syncs
-    assert set(step.product_types) == {"bfloat16"}, "products as planned"
-    budget = json.loads(BUDGET.read_text())[f"{family} {method}"]
-    for part, found in costs(job_of, family, method, step).items():
-        for name, value in found.items():
-            assert value <= budget[part][name], f"{name} of {part}"
+def test_a_step_stays_on_the_card_and_in_its_budget(job_of: Jobs, family: str, method: str) -> None:
+    assert problems(job_of, family, method) == []
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
 def test_micro_batches_wait_for_nothing(job_of: Jobs, micro_batch: int) -> None:
     step = counted(job_of, "llama", "lora", micro_batch_size=micro_batch, packing=False)
     assert len(step.syncs) <= MOST_SYNCS and not step.copies and not step.strays
+
+
+def test_nothing_of_a_training_is_left_when_it_is_over(job_of: Jobs) -> None:
+    left: list[weakref.ref[torch.nn.Module]] = []
+    with pretended_card():
+        take_steps(job_of("llama", "qlora"), watched=left)
+    gc.collect()
+    assert left and left[0]() is None
+
+
+def test_the_pretended_card_is_gone_afterwards() -> None:
+    with pretended_card():
+        assert torch.ones(2, device="cuda").device.type == "cuda"
+    assert not torch.cuda.is_available() and torch._C._get_accelerator().type == "cpu"
+    with pytest.raises((AssertionError, RuntimeError)):
+        torch.ones(2, device="cuda")
