@@ -86,6 +86,9 @@ def estimate_lines(found: EstimateResult) -> Iterator[str]:
     if found.hardware is not None:
         yield from _gpu(found.estimate, found.hardware)
         yield from _fit_and_limit(found, found.hardware)
+    if found.time is not None:
+        yield ""
+        yield from found.time.lines()
     if found.sweep is not None:
         yield from _sweep(found.sweep)
     if found.textbook and found.fit is None and found.limit is None and found.sweep is None:

@@ -99,6 +99,10 @@ Sweep = Annotated[
     str | None,
     typer.Option(metavar="SIZE=LIST", help="Estimate several sizes: max-length=512,1024,2048."),
 ]
+Time = Annotated[
+    bool, typer.Option("--time", help="Estimate tokens per second, hours, and with a price cost.")
+]
+Price = Annotated[float | None, typer.Option(min=0, metavar="P", help="For --time.")]
 Calibrate = Annotated[
     list[Path] | None,
     typer.Option(
@@ -107,7 +111,19 @@ Calibrate = Annotated[
 ]
 
 # Parameters that are not inputs of the estimator.
-OTHERS = ("recipe", "overrides", "model", "gpu", "fit", "write", "largest", "sweep", "calibrate")
+OTHERS = (
+    "recipe",
+    "overrides",
+    "model",
+    "gpu",
+    "fit",
+    "write",
+    "largest",
+    "sweep",
+    "time",
+    "cost_per_hour",
+    "calibrate",
+)
 
 
 def estimate_vram(
@@ -137,12 +153,14 @@ def estimate_vram(
     write: Write = None,
     largest: Max = None,
     sweep: Sweep = None,
+    time: Time = False,
+    cost_per_hour: Price = None,
     calibrate: Calibrate = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Estimate the memory of a training.
+    """Estimate the memory of a training, and with --time how long it takes.
 
     Needs no weights, and no network for known models. With --gpu, a recipe is planned as by train;
     without, each `auto` of the recipe takes its smallest value.
@@ -154,6 +172,7 @@ def estimate_vram(
         name: _names(value) if name in ("target_modules", "modules_to_save") else value
         for name, value in context.params.items()
         if value not in (None, (), []) and name not in ("json", "debug")
+        if name != "time" or value
     }
     if calibrate:
         from ftcli.training.estimate.calibrate import calibrate_runs
@@ -164,7 +183,17 @@ def estimate_vram(
         return
     flags = {name: value for name, value in given.items() if name not in OTHERS}
     question = EstimateOptions(
-        recipe, tuple(overrides or ()), model, flags, gpu, fit, write, largest, sweep
+        recipe,
+        tuple(overrides or ()),
+        model,
+        flags,
+        gpu,
+        fit,
+        write,
+        largest,
+        sweep,
+        time,
+        cost_per_hour,
     )
     options.print_found(estimate_memory(question), show_estimate, json=json)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ftcli.errors import UsageError
 from ftcli.shell import GIB
@@ -77,6 +77,54 @@ def context_bytes(capability: ComputeCapability | None) -> int:
     if capability is None:
         return _UNKNOWN_CONTEXT_BYTES
     return _CONTEXT_BYTES.get(capability, _UNKNOWN_CONTEXT_BYTES)
+
+
+class GpuSpeed(NamedTuple):
+    """Of a GPU as its maker states it: dense products of 16-bit numbers that are summed in fp32,
+    and its memory."""
+
+    tflops: float
+    gigabytes_per_second: float
+    low_power: bool = False
+    """At most 150 W, with which it cannot keep its clock in products."""
+
+
+# NVIDIA's data sheets and its whitepapers of Ampere GA102, Ada and Blackwell RTX.
+GPU_SPEEDS = {
+    "RTX 3060": GpuSpeed(25.6, 360),
+    "RTX 3070": GpuSpeed(40.6, 448),
+    "RTX 3080": GpuSpeed(59.5, 760),
+    "RTX 3090": GpuSpeed(71, 936),
+    "RTX 3090 Ti": GpuSpeed(80, 1008),
+    "RTX 4060 Ti": GpuSpeed(44.1, 288),
+    "RTX 4070": GpuSpeed(58.3, 504),
+    "RTX 4070 Ti SUPER": GpuSpeed(88.2, 672),
+    "RTX 4080": GpuSpeed(97.5, 717),
+    "RTX 4090": GpuSpeed(165.2, 1008),
+    "RTX 5080": GpuSpeed(112.6, 960),
+    "RTX 5090": GpuSpeed(209.5, 1792),
+    "T4": GpuSpeed(65, 320, low_power=True),
+    "V100": GpuSpeed(125, 900),
+    "A10": GpuSpeed(125, 600, low_power=True),
+    "A10G": GpuSpeed(70, 600, low_power=True),
+    "L4": GpuSpeed(121, 300, low_power=True),
+    "A100": GpuSpeed(312, 2039),
+    "A100 40GB": GpuSpeed(312, 1555),
+    "H100": GpuSpeed(989, 3350),
+    "H200": GpuSpeed(989, 4800),
+}
+
+
+# What the driver adds to a model's name, as in `NVIDIA A100-SXM4-80GB`.
+_ADDED = re.compile(r"NVIDIA|GeForce|Tesla|[-\s]SXM\d?|[-\s]?PCI[Ee]|HBM\de?|[-\s]\d+\s?GB\b")
+
+
+def gpu_speed(name: str) -> GpuSpeed | None:
+    """Of a GPU by its name here or in the driver; None for another, such as a laptop's."""
+    model = _ADDED.sub(" ", name).strip()
+    if model == "A100" and re.search(r"\b40\s?GB", name):
+        model = "A100 40GB"
+    return GPU_SPEEDS.get(model)
 
 
 # Kernels of cuBLAS, bitsandbytes and Triton are loaded when they are first used; a desktop grows.

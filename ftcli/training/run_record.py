@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ftcli import __version__
 from ftcli.config.loader import differences, dump_recipe, load_recipe
-from ftcli.errors import FtcliError, ModelError
+from ftcli.errors import FtcliError, MachineError, ModelError
 from ftcli.memory import Choices
 from ftcli.memory.interval import residuals_of
+from ftcli.memory.speed import RunTime, run_time
 from ftcli.runs.atomic import write_text
 from ftcli.runs.folder import RunFolder, runs_at
 from ftcli.runs.training_records import MemoryFigures
@@ -136,6 +137,21 @@ def known_seconds(job: TrainJob) -> float | None:
     """Seconds of all steps, if a run of the same recipe has measured its speed here."""
     known = known_speed(job)
     return tokens_to_train(job) / known[0] if known is not None else None
+
+
+def estimated_time(job: TrainJob) -> RunTime | None:
+    """By a roofline of the GPU; None on a CPU, and where no formula counts the step."""
+    if job.plan.hardware.kind != "cuda":
+        return None
+    plan, tokens = job.plan, tokens_to_train(job)
+    if plan.common_tokens:  # computed once for each micro-batch
+        rows = plan.steps * plan.training.batch_size
+        micro_batches = plan.steps * plan.estimated.gradient_accumulation
+        tokens -= plan.common_tokens * (rows - micro_batches)
+    try:
+        return run_time(job.model.architecture, plan.estimated, plan.hardware, tokens)
+    except MachineError:
+        return None
 
 
 def known_speed(job: TrainJob) -> tuple[float, RunFolder] | None:

@@ -74,6 +74,7 @@ class Counts:
     moved: Counter[str] = field(default_factory=Counter)
     """Bytes read and written by operations that are neither products nor fused, by name."""
     product_flops: int = 0
+    """Of matrix products, attention's own kernel not included."""
     syncs: list[str] = field(default_factory=list)
     """Where the host waited for the GPU: `aten.op at file:line`."""
     copies: list[str] = field(default_factory=list)
@@ -135,10 +136,19 @@ class Watch(TorchDispatchMode):
             return
         counts.launches += 1
         counts.names[name] += 1
+        counts.product_flops += _flops(name, on_gpu, made)
         if name in PRODUCTS:
             counts.product_types[str(on_gpu[0].dtype).removeprefix("torch.")] += 1
         elif not any(each in f"{func.namespace}.{name}" for each in FUSED):
             counts.moved[name] += _moved(name, on_gpu, made)
+
+
+def _flops(name: str, read: list[Tensor], made: list[Tensor]) -> int:
+    """Of a product, also of one with a 4-bit weight."""
+    if name not in (*PRODUCTS, "gemm_4bit"):
+        return 0
+    inner = read[1 if name.startswith("addmm") else 0].shape[-1]
+    return 2 * inner * (made or read)[0].numel()
 
 
 def _moved(name: str, read: list[Tensor], made: list[Tensor]) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.card.budget import CASES, MOST_SYNCS, counted, problems
+from ftcli.memory.speed import step_work
+from tests.card.budget import CASES, MOST_SYNCS, SMALL, counted, problems
 from tests.card.conftest import FAMILIES, METHODS, Jobs
 from tests.card.pretended import pretended_card
 from tests.card.steps import take_steps
@@ -46,3 +48,15 @@ def test_the_pretended_card_is_gone_afterwards() -> None:
     assert not torch.cuda.is_available() and torch._C._get_accelerator().type == "cpu"
     with pytest.raises((AssertionError, RuntimeError)):
         torch.ones(2, device="cuda")
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_the_time_s_formula_counts_the_products_of_a_step(job_of: Jobs, method: str) -> None:
+    """All but those of the attention's own kernel."""
+    sizes = SMALL if method == "full" else {}
+    job = job_of("llama", method, sizes=sizes)
+    with pretended_card():
+        counted = take_steps(job)[1]
+    no_keys = replace(job.plan.estimated, longest_row=0)
+    work = step_work(job.model.architecture, no_keys)
+    assert counted.product_flops == pytest.approx(work.product_flops, rel=0.05)

@@ -101,9 +101,9 @@ def test_a_training_that_fits_nowhere(show: Any) -> None:
 @pytest.mark.parametrize(
     ("card", "verdict", "named"),
     [
-        ("4090", r"Fits: \d+\.\d of 23.1 GiB \(RTX 4090 24GB\)", "RTX 4090 24GB"),
-        ("8GB", r"Does not fit: \d+\.\d of 7.3 GiB \(GPU of 8GB\)", "GPU of 8GB"),
-        ("8", r"Does not fit: \d+\.\d of 7.3 GiB \(GPU of 8GB\)", "GPU of 8GB"),
+        ("4090", r"Fits: \d+\.\d of 22.8 GiB \(RTX 4090 24GB\)", "RTX 4090 24GB"),
+        ("8GB", r"Does not fit: \d+\.\d of 7.0 GiB \(GPU of 8GB\)", "GPU of 8GB"),
+        ("8", r"Does not fit: \d+\.\d of 7.0 GiB \(GPU of 8GB\)", "GPU of 8GB"),
     ],
 )
 def test_one_gpu_gets_a_verdict(show: Any, ask: Any, card: str, verdict: str, named: str) -> None:

@@ -171,8 +171,12 @@ def _show_plan(plan: DryRun) -> None:
     on_gpu = f"; CUDA context {shown_size(context)}" if found.hardware.kind == "cuda" else ""
     print_result(wrapped(f"memory {shown_size(peak)} at the peak: {parts}{on_gpu}"))
     unknown = "not known: no run of this recipe has finished on this machine"
-    time = about(plan.seconds) if plan.seconds is not None else unknown
-    print_result(wrapped(f"time   {time}", " " * 7))
+    if plan.time is not None:
+        for line in plan.time.lines():
+            print_result(wrapped(line, " " * 7))
+    else:
+        time = about(plan.seconds) if plan.seconds is not None else unknown
+        print_result(wrapped(f"time   {time}", " " * 7))
     if plan.cost is not None:
         for sentence in plan.cost.sentences():
             print_result(wrapped(sentence))

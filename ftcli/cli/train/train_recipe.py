@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ftcli.config.recipe import Recipe
     from ftcli.data.dataset import Dataset
     from ftcli.evaluation.advice.cost import Cost
+    from ftcli.memory.speed import RunTime
     from ftcli.training.job import BaseModel, TrainJob
     from ftcli.training.opening import OpenRun
     from ftcli.training.plan.plan import Plan
@@ -52,11 +53,15 @@ class DryRun:
     seconds: float | None = None
     """Of all steps; None if no run of the recipe has measured it."""
     cost: Cost | None = None
+    time: RunTime | None = None
+    """Estimated for a GPU, if no run has measured it."""
 
     def as_json(self) -> dict[str, Any]:
         names = dict(self.library_names)
         plan = self.plan.model_dump(mode="json")
         found = {"run_dir": str(self.run.path), "plan": plan, "names": names}
+        if self.time is not None:
+            found["time"] = self.time.as_json()
         return found | ({"cost": self.cost.as_json()} if self.cost is not None else {})
 
 
@@ -140,7 +145,7 @@ def plan_recipe(
     from ftcli.evaluation.eval_rows import SHOTS
     from ftcli.training.job import require_separate_output
     from ftcli.training.opening import open_run
-    from ftcli.training.run_record import known_seconds
+    from ftcli.training.run_record import estimated_time, known_seconds
 
     loaded, named = load_recipe(recipe, overrides), find_run(recipe)
     with loaded.locate():
@@ -160,7 +165,9 @@ def plan_recipe(
     from ftcli.training import building
 
     names = {**methods.LIBRARY_NAMES, **building.LIBRARY_NAMES}
-    return DryRun(loaded.recipe, run, job.plan, names, known_seconds(job), cost)
+    seconds = known_seconds(job)
+    time = estimated_time(job) if seconds is None else None
+    return DryRun(loaded.recipe, run, job.plan, names, seconds, cost, time)
 
 
 def _choose_run(loaded: RecipeFile, named: RunFolder | None, *, fresh: bool) -> RunFolder:

@@ -6,7 +6,7 @@ alone are the estimator's own inputs (`Choices`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.fit.search import estimate_on, fits
 from ftcli.memory.hardware import Hardware, find_card
 from ftcli.memory.known_models import from_here
+from ftcli.memory.speed import RunTime, run_time
 from ftcli.models.architectures.find import find_architecture
 from ftcli.training.estimate.flags import require_consistent, require_size, require_trainable
 
@@ -43,27 +44,46 @@ class EstimateOptions:
     write: Path | None = None
     max: str | None = None
     sweep: str | None = None
+    time: bool = False
+    cost_per_hour: float | None = None
 
     def require_answerable(self) -> None:
         """Raise UsageError for flags that contradict each other."""
-        problem = None
         if self.recipe is None and self.model is None:
             raise UsageError("usage", "give a RECIPE, or --model (7b, a hub id, a config.json)")
-        if self.recipe is None and self.overrides:
-            problem = "--set changes a recipe, and none is given"
-        elif self.write is not None and self.fit is None:
-            problem = "--write writes what --fit finds: add --fit 24GB, 4090 or auto"
-        elif self.write is not None and self.recipe is None:
-            problem = (
-                f"--write changes a recipe, and none is given: ftcli estimate-vram RECIPE --fit "
-                f"{self.fit} --write {self.write} (keys of a recipe: ftcli schema --text)"
-            )
-        elif self.max is not None and self.gpu is None and self.fit is None:
-            problem = f"--max {self.max} needs a GPU: add --gpu 4090 or 24GB"
-        elif self.flags.get("target_modules") == ():
-            problem = "--target-modules: no module named: all-linear, or names as q_proj,v_proj"
-        if problem is not None:
-            raise UsageError("flag", problem)
+        for is_wrong, problem in self._problems():
+            if is_wrong:
+                raise UsageError("flag", problem)
+
+    def _problems(self) -> Iterator[tuple[bool, str]]:
+        """Whether flags contradict each other, each with the words for it."""
+        has_gpu, has_recipe = self.gpu is not None or self.fit is not None, self.recipe is not None
+        yield (
+            not has_recipe and bool(self.overrides),
+            "--set changes a recipe, and none is given",
+        )
+        yield (
+            self.write is not None and self.fit is None,
+            "--write writes what --fit finds: add --fit 24GB, 4090 or auto",
+        )
+        yield (
+            self.write is not None and not has_recipe,
+            "--write changes a recipe, and none is given: ftcli estimate-vram RECIPE --fit "
+            f"{self.fit} --write {self.write} (keys of a recipe: ftcli schema --text)",
+        )
+        yield (
+            self.max is not None and not has_gpu,
+            f"--max {self.max} needs a GPU: add --gpu 4090 or 24GB",
+        )
+        yield self.time and not has_gpu, "--time needs a GPU: add --gpu 4090"
+        yield (
+            self.cost_per_hour is not None and not self.time,
+            "--cost-per-hour is for the time of a training: add --time",
+        )
+        yield (
+            self.flags.get("target_modules") == (),
+            "--target-modules: no module named: all-linear, or names as q_proj,v_proj",
+        )
 
     def find_hardware(self) -> Hardware | None:
         """The GPU of the flags; raises UsageError, and MachineError if `auto` finds none."""
@@ -103,6 +123,7 @@ class EstimateResult:
     written: Path | None = None
     limit: Limit | None = None
     sweep: Sweep | None = None
+    time: RunTime | None = None
     open_choices: tuple[str, ...] = ()
     """Keys that are `auto`, whose smallest values are estimated."""
 
@@ -152,6 +173,8 @@ class EstimateResult:
         if self.limit is not None:
             figures = _figures(self.limit.estimate) if self.limit.estimate else {}
             fields["max"] = {"size": self.limit.size, "value": self.limit.value, **figures}
+        if self.time is not None:
+            fields["time"] = self.time.as_json()
         if self.sweep is not None:
             rows = [
                 {"value": row.value, **_figures(row.estimate), "fits": row.fits}
@@ -187,6 +210,11 @@ def estimate_memory(options: EstimateOptions) -> EstimateResult:
         size, values = sizes_of(options.sweep)
         require_size(size, choices, "--sweep")
         swept = sweep(architecture, request.choices, size, values, hardware)
+    timed = None
+    if options.time and hardware is not None:
+        tokens = recipe.tokens_to_train if recipe is not None else None
+        final = fitted.choices if fitted is not None else choices
+        timed = run_time(architecture, final, hardware, tokens, options.cost_per_hour)
     return EstimateResult(
         architecture=architecture,
         choices=choices,
@@ -198,6 +226,7 @@ def estimate_memory(options: EstimateOptions) -> EstimateResult:
         open_choices=open_choices,
         limit=limit,
         sweep=swept,
+        time=timed,
         # Last, so that nothing is written if something else fails.
         written=_write(options, recipe, fitted, alternatives),
     )

@@ -26,6 +26,7 @@ from ftcli.runs.atomic import write_text
 from ftcli.training.plan.decide import (
     choose_attention,
     choose_precision,
+    count_steps,
     make_plan,
     require_checkpointing,
 )
@@ -69,6 +70,14 @@ class RecipeWithFlags:
     """With `settings`."""
     rows: RowStatistics
     request: FitRequest
+
+    @property
+    def tokens_to_train(self) -> float | None:
+        """Of all steps, without padding; None where no rows are prepared."""
+        if self.request.share_longer is None:
+            return None
+        steps, _, _ = count_steps(self.recipe, self.rows)
+        return steps * self.recipe.training.batch_size * self.rows.mean_tokens
 
     def planned(self, hardware: Hardware) -> Choices | None:
         """Choices of `ftcli train` on this GPU; None if nothing fits or it refuses the method."""

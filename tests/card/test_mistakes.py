@@ -1,4 +1,4 @@
-"""Mistakes that only a card would feel, planted one by one: each is found without a card."""
+"""Mistakes that only a card would feel, made one by one: each is found without a card."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ MISTAKES: dict[Callable[[Patch], None], tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
-def test_a_planted_mistake_is_found(
+def test_a_mistake_is_found(
     mistake: Callable[[Patch], None], job_of: Jobs, monkeypatch: Patch
 ) -> None:
     method, kind = MISTAKES[mistake]

@@ -1,0 +1,158 @@
+"""The time of a step: by formula against what is counted, and against published figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ftcli.cli import run
+from ftcli.errors import MachineError
+from ftcli.memory import Choices
+from ftcli.memory.hardware import GPU_SPEEDS, KNOWN_CARDS, find_card, gpu_speed
+from ftcli.memory.speed import coefficients, run_time, step_time, step_work
+from ftcli.models.architectures.find import find_architecture
+from scripts import speed_error
+from scripts.measured_runs import read_rows
+from scripts.speed_error import PAGE, TABLE, halves, page, score, timed_run, timed_runs
+
+LLAMA = find_architecture("llama-3.1-8b")
+QLORA = Choices(mode="qlora", optimized=True, liger=True, seq_len=2048)
+RTX_4090 = GPU_SPEEDS["RTX 4090"]
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[speed_error.TimedRun]:
+    return timed_runs(read_rows(TABLE))[0]
+
+
+def test_the_table_has_many_gpus_and_stacks(runs: list[speed_error.TimedRun]) -> None:
+    assert len(runs) >= 120
+    assert len({each.row["gpu"] for each in runs}) >= 6
+    assert len({each.row["framework"].split()[0] for each in runs}) >= 5
+    assert all(each.row["source"] and each.row["derivation"] for each in runs)
+
+
+def test_the_estimate_holds_on_runs_that_it_was_not_fitted_on(
+    runs: list[speed_error.TimedRun],
+) -> None:
+    found = score(halves(runs)[1], coefficients())
+    assert found.median <= 0.20
+    assert found.within_half >= 0.90
+    assert found.covered >= 0.85
+
+
+def test_the_coefficients_are_fitted_on_the_other_half(runs: list[speed_error.TimedRun]) -> None:
+    fitted_on, _ = halves(runs)
+
+    def mean_error(fitted: Any) -> float:
+        return float(np.mean([abs(each.error(fitted)) for each in fitted_on]))
+
+    again = mean_error(speed_error.fit(fitted_on))
+    assert mean_error(coefficients()) == pytest.approx(again, rel=0.02)
+
+
+def test_the_page_shows_this_error() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert page(text) == text, "python -m scripts.speed_error --write"
+
+
+@pytest.mark.parametrize(
+    "slower",
+    [
+        {"gradient_checkpointing": True},
+        {"liger": False},
+        {"optimized": False},
+        {"seq_len": 4096},
+        {"mode": "full"},
+        {"attention": "eager"},
+        {"rank": 256},
+    ],
+    ids=str,
+)
+def test_more_work_takes_longer(slower: dict[str, Any]) -> None:
+    choices = replace(QLORA, gradient_checkpointing=False)
+    base = step_time(LLAMA, choices, RTX_4090)
+    assert step_time(LLAMA, replace(choices, **slower), RTX_4090).seconds > base.seconds
+    assert base.low < base.seconds < base.high
+
+
+def test_a_step_of_several_micro_batches_is_their_sum() -> None:
+    one, four = (replace(QLORA, gradient_accumulation=n) for n in (1, 4))
+    work = [step_work(LLAMA, each) for each in (one, four)]
+    assert work[1].product_flops == 4 * work[0].product_flops
+    assert work[1].tokens == 4 * work[0].tokens == 4 * 2048
+
+
+def test_every_known_gpu_has_a_speed() -> None:
+    for card in KNOWN_CARDS:
+        assert gpu_speed(card.name) is not None, card.name
+    assert gpu_speed("NVIDIA GeForce RTX 4090") == RTX_4090
+    assert gpu_speed("NVIDIA A100-SXM4-80GB") == GPU_SPEEDS["A100"]
+    assert gpu_speed("NVIDIA H100 80GB HBM3") == GPU_SPEEDS["H100"]
+    assert gpu_speed("NVIDIA A100-PCIE-40GB") == GPU_SPEEDS["A100 40GB"]
+    assert gpu_speed("Tesla T4") == GPU_SPEEDS["T4"]
+    for other in ("GPU of 24GB", "NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 3080 Ti", "A1000"):
+        assert gpu_speed(other) is None, other
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "reason"),
+    [
+        ("mixtral-8x7b", {}, "how many experts see a token"),
+        ("llama-3.1-8b", {"precision": "fp32", "mode": "lora"}, "in fp32"),
+    ],
+)
+def test_what_no_formula_counts_is_refused(model: str, keys: dict[str, Any], reason: str) -> None:
+    hardware = find_card("4090").hardware
+    with pytest.raises(MachineError, match=reason):
+        run_time(find_architecture(model), replace(QLORA, **keys), hardware, None)
+
+
+def test_rows_that_say_too_little_are_left_out() -> None:
+    row = read_rows(TABLE)[0]
+    with pytest.raises(speed_error.NotExpressible):
+        timed_run(row | {"gpu": "some GPU"})
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    code = run(["estimate-vram", *arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_the_command_says_tokens_per_second(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--model", "llama-3.1-8b", "--mode", "qlora", "--gpu", "4090")
+    code, found = ask(capsys, *flags, "--time")
+    low, high = found["time"]["tokens_per_second_interval"]
+    assert code == 0 and low < found["time"]["tokens_per_second"] < high
+    assert found["time"]["seconds"] is None and "cost" not in found["time"]
+    assert "time" not in ask(capsys, *flags)[1]
+    for wrong, words in (
+        (("--model", "7b", "--time"), "--time needs a GPU"),
+        ((*flags, "--cost-per-hour", "1"), "add --time"),
+        (("--model", "7b", "--gpu", "24GB", "--time"), "speed of GPU of 24GB is not known"),
+    ):
+        code, found = ask(capsys, *wrong)
+        assert code in (1, 2) and words in found["error"]["message"]
+
+
+def test_with_prepared_rows_it_says_hours_and_cost(
+    write_recipe: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(write_recipe())
+    code, found = ask(capsys, recipe, "--gpu", "4090", "--time", "--cost-per-hour", "2")
+    assert code == 0 and found["time"]["seconds"] is None, "no rows are prepared"
+    assert run(["prepare", recipe]) == 0
+    capsys.readouterr()
+    code, found = ask(capsys, recipe, "--gpu", "4090", "--time", "--cost-per-hour", "2")
+    time = found["time"]
+    assert time["cost"] == pytest.approx(time["seconds"] / 3600 * 2)
+    low, high = time["seconds_interval"]
+    assert low < time["seconds"] < high
+    assert run(["estimate-vram", recipe, "--gpu", "4090", "--time", "--cost-per-hour", "2"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tokens per second (" in said and "at 2 per hour" in said
