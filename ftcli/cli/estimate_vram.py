@@ -182,18 +182,9 @@ def estimate_vram(
         options.print_found(calibrate_runs(calibrate), show_calibration, json=json)
         return
     flags = {name: value for name, value in given.items() if name not in OTHERS}
+    others = {name: given.get(name) for name in ("gpu", "fit", "write", "sweep", "cost_per_hour")}
     question = EstimateOptions(
-        recipe,
-        tuple(overrides or ()),
-        model,
-        flags,
-        gpu,
-        fit,
-        write,
-        largest,
-        sweep,
-        time,
-        cost_per_hour,
+        recipe, tuple(overrides or ()), model, flags, max=largest, time=time, **others
     )
     options.print_found(estimate_memory(question), show_estimate, json=json)
 
