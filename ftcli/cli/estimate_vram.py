@@ -111,19 +111,8 @@ Calibrate = Annotated[
 ]
 
 # Parameters that are not inputs of the estimator.
-OTHERS = (
-    "recipe",
-    "overrides",
-    "model",
-    "gpu",
-    "fit",
-    "write",
-    "largest",
-    "sweep",
-    "time",
-    "cost_per_hour",
-    "calibrate",
-)
+NAMED = ("gpu", "fit", "write", "sweep", "cost_per_hour")
+OTHERS = ("recipe", "overrides", "model", "largest", "time", "calibrate", *NAMED)
 
 
 def estimate_vram(
@@ -165,7 +154,7 @@ def estimate_vram(
     Needs no weights, and no network for known models. With --gpu, a recipe is planned as by train;
     without, each `auto` of the recipe takes its smallest value.
     """
-    from ftcli.cli.estimate_view import show_calibration, show_estimate
+    from ftcli.cli.estimate_view import show_estimate
     from ftcli.training.estimate.estimate_memory import EstimateOptions, estimate_memory
 
     given = {
@@ -175,18 +164,23 @@ def estimate_vram(
         if name != "time" or value
     }
     if calibrate:
-        from ftcli.training.estimate.calibrate import calibrate_runs
-
-        if given.keys() != {"calibrate"}:
-            raise UsageError("flag", CALIBRATE_ALONE)
-        options.print_found(calibrate_runs(calibrate), show_calibration, json=json)
+        _compare_runs(calibrate, given, json=json)
         return
     flags = {name: value for name, value in given.items() if name not in OTHERS}
-    others = {name: given.get(name) for name in ("gpu", "fit", "write", "sweep", "cost_per_hour")}
+    others: dict[str, Any] = {name: given[name] for name in NAMED if name in given}
     question = EstimateOptions(
         recipe, tuple(overrides or ()), model, flags, max=largest, time=time, **others
     )
     options.print_found(estimate_memory(question), show_estimate, json=json)
+
+
+def _compare_runs(runs: list[Path], given: dict[str, Any], *, json: bool) -> None:
+    from ftcli.cli.estimate_view import show_calibration
+    from ftcli.training.estimate.calibrate import calibrate_runs
+
+    if given.keys() != {"calibrate"}:
+        raise UsageError("flag", CALIBRATE_ALONE)
+    options.print_found(calibrate_runs(runs), show_calibration, json=json)
 
 
 def _names(text: str) -> str | tuple[str, ...]:
