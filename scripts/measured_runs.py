@@ -155,6 +155,7 @@ def measured_choices(row: Row, architecture: Architecture) -> Choices:
         seq_len=_seq_len(row),
         gradient_accumulation=int(row["grad_accum"] or 1),
         gradient_checkpointing=_known(_CHECKPOINTING, row, "grad_checkpointing"),
+        activation_offload=row["grad_checkpointing"] == "offload",
         attention=_known(_ATTENTION, row, "attention"),
         loss="chunked" if row["loss"] == "chunked (ftcli)" else "full",
         padding="padded to longest" in row["packing_or_padded_to"],
@@ -294,7 +295,6 @@ def _stack(row: Row) -> Stack:
         fused_qkv="litgpt" in framework or "c_attn" in row["targets"],
         saves_quantised_inputs=_saves_quantised_inputs(framework),
         compiled="compile" in loss,
-        offloads_activations=offloads,
         # torchtune's table adds the step in the backward pass before it adds offloading, and its
         # recipe with paged states is the one with the step in the backward pass.
         steps_in_backward=framework == "torchtune" and (offloads or "paged" in row["optimizer"]),

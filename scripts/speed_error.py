@@ -106,11 +106,12 @@ def timed_choices(row: Row) -> Choices:
         longest_row=min(seq_len, round(longest)),
         gradient_accumulation=int(row["grad_accum"]),
         gradient_checkpointing=row["grad_checkpointing"] != "0",
+        activation_offload=row["grad_checkpointing"] == "offload",
         attention=attention,
         loss="full",
         optimized=row["kernels"] == "fused",
         liger=row["kernels"] == "fused",
-        stack=Stack(compiled=row["kernels"] == "compiled"),
+        stack=Stack(compiled=row["kernels"] == "compiled", overlaps_copies=True),
     )
 
 

@@ -72,6 +72,18 @@ SUGGESTION = record(
     | {"value": {"type": ["string", "number", "boolean", "array"]}}
     | {"device_bytes": COUNT, "high_bytes": COUNT}
 )
+INTERVAL = {"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 2}
+TIME = record(
+    {
+        "tokens_per_second": NUMBER,
+        "tokens_per_second_interval": INTERVAL,
+        "seconds_per_step": NUMBER,
+        "tokens_per_step": COUNT,
+        "bound_by": {"enum": ["products", "memory", "launches", "copies"]},
+        "seconds": {"type": ["number", "null"]},
+    },
+    {"seconds_interval": INTERVAL, "cost": NUMBER, "cost_interval": INTERVAL},
+)
 SWEEP_ROW = record({"value": COUNT, "fits": {"type": ["boolean", "null"]}} | FIGURES)
 
 METHOD = {"enum": ["full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"]}
@@ -185,11 +197,15 @@ SHAPES: dict[str, dict[str, Any]] = {
             "written": TEXT,
             "max": {
                 "oneOf": [
-                    record({"size": SIZE, "value": {"type": "integer", "minimum": 1}} | FIGURES),
+                    record(
+                        {"size": SIZE, "value": {"type": "integer", "minimum": 1}} | FIGURES,
+                        {"activation_offload": {"const": True}},
+                    ),
                     record({"size": SIZE, "value": {"type": "null"}}),
                 ]
             },
             "sweep": record({"size": SIZE, "rows": {"type": "array", "items": SWEEP_ROW}}),
+            "time": TIME,
         },
     ),
     "train": record(

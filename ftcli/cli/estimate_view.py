@@ -275,9 +275,10 @@ def _outcome(found: FitResult, hardware: Hardware) -> str:
     choices = found.choices
     start = "then" if found.changes else f"fits {hardware.name} as it is"
     checkpointing = "with" if choices.gradient_checkpointing else "without"
+    offload = ", hidden states in RAM" if choices.offloading else ""
     return (
         f"{start}: micro-batch {choices.micro_batch} × {choices.gradient_accumulation}, "
-        f"{checkpointing} gradient checkpointing, {_figure(found.estimate)} of "
+        f"{checkpointing} gradient checkpointing{offload}, {_figure(found.estimate)} of "
         f"{gib(hardware.usable_bytes)}"
     )
 
@@ -300,7 +301,8 @@ def _limit(limit: Limit, hardware: Hardware) -> Iterator[str]:
         yield f"not even {limit.size} 1 fits {hardware.name}"
         return
     more = " or more" if limit.value == MOST else ""
-    context = "; the model's own limit is not checked" * (limit.size == "max-length")
+    context = "; hidden states between layers in RAM" * limit.offloads
+    context += "; the model's own limit is not checked" * (limit.size == "max-length")
     yield (
         f"largest {limit.size} that fits {hardware.name}: {limit.value}{more} "
         f"({_figure(limit.estimate)} of {gib(hardware.usable_bytes)}){context}"

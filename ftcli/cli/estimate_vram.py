@@ -67,6 +67,10 @@ Precision = Annotated[
 Checkpointing = Annotated[
     bool | None, typer.Option("--gradient-checkpointing/--no-gradient-checkpointing")
 ]
+Offload = Annotated[
+    bool | None,
+    typer.Option("--activation-offload/--no-activation-offload", help="Hidden states in RAM."),
+]
 Attention = Annotated[
     Literal["flash", "sdpa", "eager"] | None, typer.Option(help="The attention kernel.")
 ]
@@ -134,6 +138,7 @@ def estimate_vram(
     optimizer: Optimizer = None,
     precision: Precision = None,
     gradient_checkpointing: Checkpointing = None,
+    activation_offload: Offload = None,
     attention: Attention = None,
     loss: Loss = None,
     packing: Packing = None,

@@ -45,6 +45,7 @@ KEY_AT_FAULT = {
     "precision": "training.precision",
     "optimizer": "training.optimizer",
     "gradient_checkpointing": "training.gradient_checkpointing",
+    "activation_offload": "training.activation_offload",
     "attention": "model.attention",
     "no_cuda": "model.device",
     "tracker": "training.report_to",

@@ -120,6 +120,9 @@ class Training(Section):
     transformers' and PEFT's own forward on padded rows."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Recompute activations in the backward pass; auto: only if memory requires it."""
+    activation_offload: Literal["auto"] | bool = "auto"
+    """Keep the hidden states between layers in RAM, with gradient checkpointing on a GPU; auto:
+    only if memory requires it, for the longest rows. The gradients stay the same."""
     precision: Literal["auto", "bf16", "fp16", "fp32", "pure-bf16"] = "auto"
     """Arithmetic: bf16 and fp16 are mixed precision; pure-bf16 keeps no fp32 master weights."""
     optimizer: Literal["auto", "adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"] = "auto"

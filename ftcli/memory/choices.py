@@ -80,8 +80,8 @@ class Stack:
     before 0.43)."""
     compiled: bool = False
     """torch.compile computes norms and activations again instead of keeping them."""
-    offloads_activations: bool = False
-    """What checkpointing keeps is offloaded to RAM (torchtune)."""
+    overlaps_copies: bool = False
+    """Offloaded activations are copied while the GPU computes (Unsloth, torchtune)."""
     trainable_parameters: int | None = None
     """Trained weights of a method that ftcli has no formula for; None: by formula."""
 
@@ -130,6 +130,8 @@ class Choices:
     """Tokens of the longest of packed rows; None: `seq_len` is one row."""
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = True
+    activation_offload: bool = False
+    """With checkpointing: the layers' inputs are kept in RAM."""
     attention: Attention = "sdpa"
     loss: Loss = "chunked"
     label_share: float = 1.0
@@ -183,6 +185,10 @@ class Choices:
     def checkpointing(self) -> bool:
         """Whether layers are computed again; peft refuses it for a prefix (peft_model.py)."""
         return self.gradient_checkpointing and self.mode != "prefix-tuning"
+
+    @property
+    def offloading(self) -> bool:
+        return self.activation_offload and self.checkpointing
 
     @property
     def quantization(self) -> Quantization | None:

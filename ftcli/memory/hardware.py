@@ -41,6 +41,8 @@ class Hardware:
     """An AMD GPU, which torch calls CUDA."""
     wsl: bool = False
     """Linux in Windows, whose driver swaps a full GPU's memory to RAM instead of failing."""
+    ram_bytes: int | None = None
+    """Free RAM of a machine with a GPU; None: not known."""
     gpus: int = 1
     """GPUs that torch sees; the first is used."""
 
@@ -126,6 +128,9 @@ def gpu_speed(name: str) -> GpuSpeed | None:
         model = "A100 40GB"
     return GPU_SPEEDS.get(model)
 
+
+# What PCIe 4.0 with 16 lanes reaches for pinned memory, of 32 GB/s.
+PCIE_BYTES_PER_SECOND = 20e9
 
 # Kernels of cuBLAS, bitsandbytes and Triton are loaded when they are first used; a desktop grows.
 LEFT_FREE_BYTES = 3 * GIB // 10

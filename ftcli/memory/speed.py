@@ -16,10 +16,17 @@ from typing import Any
 
 from ftcli.console import about, duration
 from ftcli.errors import MachineError
+from ftcli.memory.activations.layers import offloaded_bytes
 from ftcli.memory.adapted import adapted
 from ftcli.memory.architecture import Architecture, LayerKind
 from ftcli.memory.choices import Choices
-from ftcli.memory.hardware import GPU_SPEEDS, GpuSpeed, Hardware, gpu_speed
+from ftcli.memory.hardware import (
+    GPU_SPEEDS,
+    PCIE_BYTES_PER_SECOND,
+    GpuSpeed,
+    Hardware,
+    gpu_speed,
+)
 from ftcli.memory.trained import trainable_parameters, trains_head
 
 COEFFICIENTS = Path(__file__).with_name("speed.json")
@@ -96,7 +103,7 @@ class StepTime:
     tokens: int
     """With padding."""
     bound_by: str
-    """products, memory or launches: what takes most of it."""
+    """products, memory, launches or copies (to RAM): what takes most of it."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -131,7 +138,8 @@ class RunTime:
     def lines(self) -> Iterator[str]:
         """Tokens per second, and where the rows are known hours and cost, each with its
         interval."""
-        step, names = self.step, {"memory": "memory traffic"}
+        names = {"memory": "memory traffic", "copies": "copies to RAM"}
+        step = self.step
         slow, fast = (step.tokens / seconds for seconds in (step.high, step.low))
         yield (
             f"time   {step.tokens_per_second:,.0f} tokens per second ({slow:,.0f} to {fast:,.0f}); "
@@ -219,12 +227,15 @@ def step_time(
     moved = found.moved * (found.fused if is_fused(choices) else 1.0)
     lora = 0.0 if fuses_lora(choices) else found.moved_lora
     total_bytes = moved * work.plain_bytes + lora * work.lora_bytes + work.other_bytes
+    copied = choices.gradient_accumulation * 2 * offloaded_bytes(architecture, choices)
+    copies = 0.0 if choices.stack.overlaps_copies else copied / PCIE_BYTES_PER_SECOND
     parts = {
         "products": work.product_flops / (peak * min(reached, 1.0)),
         "memory": total_bytes / (gpu.gigabytes_per_second * 1e9 * REACHED_BANDWIDTH),
         "launches": work.launches * found.launch_seconds,
+        "copies": copies,
     }
-    on_gpu = parts["products"] + parts["memory"]
+    on_gpu = parts["products"] + parts["memory"] + parts["copies"]
     # The host launches while the GPU computes; where both take as long, neither hides the other.
     seconds = (on_gpu**4 + parts["launches"] ** 4) ** 0.25
     return StepTime(

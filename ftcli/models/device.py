@@ -110,6 +110,7 @@ def _first_gpu() -> Hardware:
         kernels=frozenset(name for name in CARD_KERNELS if find_spec(name) is not None),
         rocm=rocm,
         wsl=wsl,
+        ram_bytes=_memory()[1],
         gpus=torch.cuda.device_count(),
     )
 

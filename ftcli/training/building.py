@@ -48,6 +48,7 @@ LIBRARY_NAMES = {
     "optimizations.fused_lora": "our forward of PEFT's Linear",
     "optimizations.liger": "apply_liger_kernel(rope, swiglu, geglu); its RMSNorm in our forward",
     "training.gradient_checkpointing": "SFTConfig.gradient_checkpointing",
+    "training.activation_offload": "our saved_tensors_hooks",
     "steps": "SFTConfig.max_steps",
     "training.eval_steps": "our callback",
     "training.save_steps": "our callback",

@@ -26,6 +26,7 @@ from transformers.trainer_pt_utils import safe_globals
 from trl import SFTConfig, SFTTrainer
 
 from ftcli.kernels.attention import attention_for
+from ftcli.kernels.offload import in_ram
 from ftcli.memory.architecture import Architecture
 from ftcli.models.adapters import load_encoder, prefix_encoder, read_adapter
 from ftcli.models.loss import add_loss_to_forward, row_losses
@@ -96,6 +97,7 @@ class FtcliTrainer(SFTTrainer):
         self.save_total_limit = save_total_limit
         self.oom_retry = OomRetry(plan.training.micro_batch_size)
         self.validation_retry = OomRetry(plan.training.micro_batch_size)
+        self.offloads = plan.training.activation_offload
         self.stops: StopSignals | None = None
         self.architecture: Architecture
         """Set when it is built."""
@@ -193,7 +195,7 @@ class FtcliTrainer(SFTTrainer):
                 synced = nullcontext() if is_last else self.accelerator.no_sync(model)
                 # Also in the backward pass, where checkpointing runs layers again.
                 with synced, attention_for(self.model, inputs.layout):
-                    with self.compute_loss_context_manager():
+                    with self.compute_loss_context_manager(), self._offload():
                         loss = model(**vars(inputs.to(device))) / label_tokens
                     with torch.autocast(device.type, enabled=False):
                         # DDP averages the gradients of all processes.
@@ -223,6 +225,10 @@ class FtcliTrainer(SFTTrainer):
             return nullcontext()
         context: AbstractContextManager[Any] = self.compute_loss_context_manager()
         return context
+
+    def _offload(self) -> AbstractContextManager[Any]:
+        """Only around the forward pass: in the backward pass layers run again on the GPU."""
+        return in_ram(self.architecture.hidden) if self.offloads else nullcontext()
 
     def zero_grad(self) -> None:
         self.model.zero_grad(set_to_none=True)

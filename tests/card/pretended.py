@@ -139,8 +139,12 @@ def _is_cuda(tensors: Any, device: torch.device) -> bool:
 def _pin_memory(tensor: Tensor) -> Tensor:
     """A copy that `is_pinned` knows."""
     pinned = tensor.clone()
-    setattr(pinned, PINNED, True)
+    mark_pinned(pinned)
     return pinned
+
+
+def mark_pinned(tensor: Tensor) -> None:
+    setattr(tensor, PINNED, True)
 
 
 def is_pinned(tensor: Tensor) -> bool:

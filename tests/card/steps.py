@@ -37,7 +37,7 @@ from ftcli.training import building
 from ftcli.training.callbacks import ScheduleCallback
 from ftcli.training.job import TrainJob
 from ftcli.training.trainer import FtcliTrainer
-from tests.card.pretended import is_pinned
+from tests.card.pretended import is_pinned, mark_pinned
 
 STEPS = 3
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmm_", "baddbmm_", "_grouped_mm")
@@ -102,10 +102,23 @@ class Watch(TorchDispatchMode):
                 self.counts.syncs.append(f"{name} at {_where()}")
             return _one(read[0].dtype)
         found = func(*args, **(kwargs or {}))
+        if (kwargs or {}).get("pin_memory"):
+            mark_pinned(found)
+        if name == "copy_" and len(args) > 2:
+            kwargs = {"non_blocking": args[2]}
         made = [each for each in tree_leaves(found) if isinstance(each, Tensor)]
         if on_gpu or any(each.device.type == "cuda" for each in made):
             self._count(name, func, read, on_gpu, made, kwargs or {})
         return found
+
+    def _copy(self, name: str, read: list[Tensor], made: Tensor, non_blocking: bool) -> None:
+        """A copy between host and GPU; the host waits for one of memory that is not pinned."""
+        to_host = made.device.type == "cpu"
+        on_host = next(each for each in (made, *read) if each.device.type == "cpu")
+        waits = not (non_blocking and is_pinned(on_host))
+        if waits and made.numel() and (to_host or read[-1].dim()):
+            kept = self.counts.syncs if to_host else self.counts.copies
+            kept.append(f"{name} at {_where()}")
 
     def _count(
         self,
@@ -119,12 +132,7 @@ class Watch(TorchDispatchMode):
         counts = self.counts
         is_copy = name in ("_to_copy", "copy_")
         if is_copy and len({each.device.type for each in (*read, *made)}) == 2:
-            to_host = made[0].device.type == "cpu"
-            if not made[0].numel():
-                return
-            waits = not keywords.get("non_blocking") or not (to_host or is_pinned(read[-1]))
-            if waits and (to_host or read[-1].dim()):
-                (counts.syncs if to_host else counts.copies).append(f"{name} at {_where()}")
+            self._copy(name, read, made[0], bool(keywords.get("non_blocking")))
             return
         if any(each.device.type == "cpu" and each.dim() for each in read):
             counts.strays.append(f"{name} at {_where()}")

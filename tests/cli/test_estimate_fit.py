@@ -222,9 +222,11 @@ def test_the_largest_fits_and_one_more_does_not(ask: Any, size: str) -> None:
     found = ask(*base, "--gpu", "3060", "--max", size)["max"]
     usable = find_card("3060").usable_bytes
     assert found["size"] == size and found["high_bytes"] <= usable
-    exact = ask(*base, "--gpu", "3060", f"--{size}", str(found["value"]))
+    assert found["activation_offload"]
+    base = (*base, "--activation-offload", "--gpu", "3060")
+    exact = ask(*base, f"--{size}", str(found["value"]))
     assert exact["high_bytes"] == found["high_bytes"]
-    more = ask(*base, "--gpu", "3060", f"--{size}", str(found["value"] + 1))
+    more = ask(*base, f"--{size}", str(found["value"] + 1))
     assert more["high_bytes"] > usable
 
 

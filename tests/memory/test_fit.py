@@ -95,7 +95,9 @@ def test_a_base_in_4_bits_stands_between_checkpointing_and_shorter_rows(mode: An
     order = ["training.micro_batch_size", "training.gradient_checkpointing"]
     order = order[:1] if mode == "prefix-tuning" else order
     optimizer = [key for key in found if key == "training.optimizer"]
-    assert list(found) == [*order, *optimizer, "method.quantization", "data.max_length"]
+    shorter = [key for key in found if key == "data.max_length"]
+    assert list(found) == [*order, *optimizer, "method.quantization", *shorter]
+    assert shorter or mode == "prompt-tuning"
     # 4-bit weights are computed with in 16 bits.
     assert fit(asked(replace(start, precision="fp32"), "13b"), CARD_24GB) is None
 

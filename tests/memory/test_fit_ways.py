@@ -95,7 +95,7 @@ def random_lora_keys(draw: random.Random, model: str) -> dict[str, Any]:
 def random_card(draw: random.Random, wanted: FitRequest) -> Hardware:
     """From a GPU that fits the request as it is to one that fits none."""
     needed = estimate_on(wanted.architecture, wanted.choices, None).high_bytes
-    return card_of_size(needed * draw.uniform(0.1, 1.1) / GIB + 0.5).hardware
+    return card_of_size(needed * draw.uniform(0.08, 1.1) / GIB + 0.8).hardware
 
 
 def random_case(seed: int, folder: Path) -> tuple[RecipeWithFlags, FitRequest, Hardware]:
@@ -114,6 +114,8 @@ def every_way(wanted: FitRequest) -> list[tuple[tuple[int, ...], Choices]]:
     ways = []
     for place in product(*(range(len(values)) for values in places.values())):
         taken = {name: values[n] for (name, values), n in zip(places.items(), place, strict=True)}
+        if taken["activation_offload"] and not taken["gradient_checkpointing"]:
+            continue  # nothing is kept
         for fewer, rows in enumerate(micro_batches(wanted, taken["seq_len"])):
             accumulation = wanted.batch_rows // rows
             taken |= {"micro_batch": rows, "gradient_accumulation": accumulation}
@@ -137,6 +139,7 @@ def values_of(wanted: FitRequest) -> dict[str, list[Any]]:
             else optimizers[optimizers.index(choices.optimizer) :]
         ),
         "attention": [choices.attention] if settled else ["eager", "sdpa"],
+        "activation_offload": [False, True] if True in checkpointings(wanted) else [False],
         "gradient_checkpointing": checkpointings(wanted),
     }
 

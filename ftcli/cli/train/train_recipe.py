@@ -281,6 +281,7 @@ def _with_first_plan(recipe: Recipe, run: RunFolder) -> Recipe:
         "precision": begun.precision,
         "optimizer": begun.optimizer,
         "gradient_checkpointing": begun.gradient_checkpointing,
+        "activation_offload": begun.activation_offload,
     }
     if isinstance(recipe.training.packing, bool | str):
         kept["packing"] = begun.packing

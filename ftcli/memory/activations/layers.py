@@ -43,7 +43,7 @@ def layers_bytes(architecture: Architecture, choices: Choices) -> int:
         shared = measured.shared_saved.of(choices.micro_batch, choices.positions, choices.keys)
         return round(shared + _kept_layers_bytes(architecture, choices))
     # With offloading the inputs of two layers are on their way to RAM or back.
-    inputs = 2 if choices.stack.offloads_activations else architecture.layers
+    inputs = 2 if choices.offloading else architecture.layers
     # Prompt tuning joins its tokens to the rows' embeddings, and Granite multiplies them; they stay
     # too, since checkpointing has them ask for a gradient (enable_input_require_grads).
     frozen = not trains_embeddings(architecture, choices)
@@ -58,6 +58,15 @@ def layers_bytes(architecture: Architecture, choices: Choices) -> int:
         for kind in architecture.kinds
     )
     return round(kept + shared)
+
+
+def offloaded_bytes(architecture: Architecture, choices: Choices) -> int:
+    """Bytes of a micro-batch that are in RAM from the forward pass to the backward pass: the inputs
+    of the layers, and what the norm before the head keeps."""
+    if not choices.offloading:
+        return 0
+    inputs = choices.residual_bytes * architecture.hidden * architecture.layers
+    return round(choices.tokens * (inputs + last_norm_bytes(architecture, choices)))
 
 
 def rebuilt_layer_bytes(architecture: Architecture, choices: Choices) -> int:

@@ -53,7 +53,8 @@ def steps(asked: FitRequest, found: Choices) -> Iterator[tuple[Step, Choices]]:
 
     What is open and may stay larger than at its smallest is no change.
     """
-    now = asked.choices
+    # A plan takes it by itself where it is open.
+    now = replace(asked.choices, activation_offload=found.activation_offload)
     for step in (*_same_model(now, found), *_other_model(asked, found)):
         now = replace(now, **{field: getattr(found, field) for field in step.fields})
         yield step, now

@@ -44,6 +44,7 @@ class FitRequest:
     """Rows of an optimizer step, which stay as they are."""
     open_micro_batch: bool = False
     open_checkpointing: bool = False
+    open_offload: bool = True
     alpha: float | None = None
     """LoRA's alpha of the recipe: it is lowered with the rank."""
     rslora: bool = False
@@ -100,6 +101,9 @@ def options_of(asked: FitRequest, hardware: Hardware) -> Options:
         checkpointing = (False,)
     elif choices.gradient_checkpointing and not asked.open_checkpointing:
         checkpointing = (True,)
+    can_offload = True in checkpointing and hardware.kind == "cuda" and choices.device == "cuda"
+    is_open = asked.open_offload and can_offload and not choices.activation_offload
+    offload = (False, True) if is_open else (choices.activation_offload,)
     rows = useful_micro_batches(asked.batch_rows, hardware)
     if not asked.open_micro_batch:
         rows = (choices.micro_batch, *(fewer for fewer in rows if fewer < choices.micro_batch))
@@ -111,6 +115,7 @@ def options_of(asked: FitRequest, hardware: Hardware) -> Options:
         target_modules=_targets(asked.architecture, choices),
         optimizer=_from(OPTIMIZERS, choices.optimizer),
         attention=("eager", "sdpa") if sdpa else (choices.attention,),
+        activation_offload=offload,
         gradient_checkpointing=checkpointing,
         micro_batch=rows,
         batch_rows=asked.batch_rows,

@@ -64,6 +64,7 @@ class Options:
     target_modules: tuple[Targets, ...]
     optimizer: tuple[Optimizer, ...]
     attention: tuple[Attention, ...]
+    activation_offload: tuple[bool, ...]
     gradient_checkpointing: tuple[bool, ...]
     micro_batch: tuple[int, ...]
     """The last is the smallest."""
@@ -121,6 +122,7 @@ def any_fits(base: Choices, options: Options, seq_len: int, fits: Fits) -> bool:
         target_modules=options.target_modules[::-1],
         optimizer=options.optimizer[::-1],
         attention=options.attention[::-1],
+        activation_offload=options.activation_offload[::-1],
         gradient_checkpointing=options.gradient_checkpointing[::-1],
     )
     return next(_fitting(base, smallest_first, seq_len, fits), None) is not None
@@ -138,6 +140,7 @@ def smallest(base: Choices, options: Options) -> Choices:
             target_modules=options.target_modules[-1],
             optimizer=options.optimizer[-1],
             attention=options.attention[-1],
+            activation_offload=options.activation_offload[-1],
             gradient_checkpointing=options.gradient_checkpointing[-1],
         ),
         options,
@@ -153,7 +156,11 @@ def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Itera
     for rank, mode, four_bit_base, targets, optimizer in choices:
         if mode == "full" and (rank, targets) != (options.rank[0], options.target_modules[0]):
             continue  # neither is anything to it: it has been tried
-        for attention, checkpointing in product(options.attention, options.gradient_checkpointing):
+        for attention, offload, checkpointing in product(
+            options.attention, options.activation_offload, options.gradient_checkpointing
+        ):
+            if offload and not checkpointing and len(options.activation_offload) > 1:
+                continue  # there is nothing to keep in RAM
             candidate = replace(
                 base,
                 seq_len=seq_len,
@@ -163,6 +170,7 @@ def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Itera
                 target_modules=targets,
                 optimizer=optimizer,
                 attention=attention,
+                activation_offload=offload,
                 gradient_checkpointing=checkpointing,
             )
             found = _most_rows(candidate, options, fits)

@@ -173,6 +173,7 @@ class EstimateResult:
         if self.limit is not None:
             figures = _figures(self.limit.estimate) if self.limit.estimate else {}
             fields["max"] = {"size": self.limit.size, "value": self.limit.value, **figures}
+            fields["max"] |= {"activation_offload": True} if self.limit.offloads else {}
         if self.time is not None:
             fields["time"] = self.time.as_json()
         if self.sweep is not None:
@@ -205,7 +206,10 @@ def estimate_memory(options: EstimateOptions) -> EstimateResult:
     if options.max is not None and hardware is not None:
         size = size_named(options.max, "--max")
         require_size(size, choices, "--max")
-        limit = largest(architecture, request.choices, size, hardware)
+        # As a plan does where nothing else fits.
+        offload = request.open_offload or choices.activation_offload
+        smallest = replace(request.choices, activation_offload=offload)
+        limit = largest(architecture, smallest, size, hardware)
     if options.sweep is not None:
         size, values = sizes_of(options.sweep)
         require_size(size, choices, "--sweep")
@@ -256,6 +260,7 @@ def _of_flags(options: EstimateOptions) -> FitRequest:
         choices,
         batch_rows=choices.micro_batch,
         open_checkpointing=not named and recomputes,
+        open_offload="activation_offload" not in options.flags,
     )
 
 

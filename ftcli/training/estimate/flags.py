@@ -60,6 +60,8 @@ def _impossible(
     why = why_no_checkpointing(choices.mode, architecture)
     if given.get("gradient_checkpointing") and why is not None:
         yield f"--gradient-checkpointing: {why}: take --no-gradient-checkpointing"
+    if given.get("activation_offload") and not choices.checkpointing:
+        yield "--activation-offload keeps what gradient checkpointing keeps: turn that on"
 
 
 def _computes_in_16_bits(choices: Choices) -> str:

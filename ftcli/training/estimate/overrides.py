@@ -50,6 +50,7 @@ KEYS = {
     "optimizer": "training.optimizer",
     "precision": "training.precision",
     "gradient_checkpointing": "training.gradient_checkpointing",
+    "activation_offload": "training.activation_offload",
     "attention": "model.attention",
 }
 # Flags without a key: `ftcli train` supports neither.
@@ -161,6 +162,7 @@ def with_flags(
         batch_rows=training.batch_size,
         open_micro_batch=training.micro_batch_size == "auto",
         open_checkpointing=training.gradient_checkpointing == "auto" and recomputes,
+        open_offload=training.activation_offload == "auto",
         alpha=_alpha(recipe),
         rslora=isinstance(recipe.method, LoraKeys) and recipe.method.rslora,
         share_longer=_share_longer(loaded.output / "data") if prepared is not None else None,

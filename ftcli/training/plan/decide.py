@@ -30,7 +30,7 @@ from ftcli.training.plan.memory import (
     choose_micro_batch,
     fit_memory,
     require_optimizer,
-    why_checkpointing,
+    whys_of_checkpointing,
     why_optimizer,
 )
 from ftcli.training.plan.optimizations import (
@@ -95,9 +95,7 @@ def make_plan(
     recipe: Recipe, architecture: Architecture, rows: RowStatistics, hardware: Hardware
 ) -> Plan:
     """Decide everything that is `auto`; raises ModelError, MachineError and UsageError."""
-    require_mode(recipe.method.mode, architecture)
-    require_checkpointing(recipe, architecture)
-    require_optimizer(recipe, hardware)
+    _require_keys(recipe, architecture, hardware)
     reasons: dict[str, str] = {}
     precision, reasons["training.precision"] = choose_precision(recipe, hardware)
     dtype, reasons["model.dtype"] = choose_dtype(recipe, precision)
@@ -120,7 +118,7 @@ def make_plan(
         recipe, architecture, hardware, choices, packing, fitted.common_tokens
     )
     reasons |= whys
-    reasons["training.gradient_checkpointing"] = why_checkpointing(recipe, architecture, choices)
+    reasons |= whys_of_checkpointing(recipe, architecture, choices)
     steps, epochs, reasons["steps"] = count_steps(recipe, rows)
     eval_steps, reasons["training.eval_steps"] = choose_eval_steps(recipe, rows, steps)
     save_steps, reasons["training.save_steps"] = choose_save_steps(recipe, rows, eval_steps)
@@ -135,6 +133,7 @@ def make_plan(
         "micro_batch_size": micro_batch,
         "packing": packing or False,
         "gradient_checkpointing": choices.gradient_checkpointing,
+        "activation_offload": choices.offloading,
         "eval_steps": eval_steps,
         "save_steps": save_steps,
     }
@@ -151,6 +150,12 @@ def make_plan(
         reasons=reasons,
         estimate=estimate,
     )
+
+
+def _require_keys(recipe: Recipe, architecture: Architecture, hardware: Hardware) -> None:
+    require_mode(recipe.method.mode, architecture)
+    require_checkpointing(recipe, architecture)
+    require_optimizer(recipe, hardware)
 
 
 def _open_choices(
@@ -204,6 +209,14 @@ def _optimizations(
 def require_checkpointing(recipe: Recipe, architecture: Architecture) -> None:
     """Raise UsageError (`gradient_checkpointing`) if method or model do not support it."""
     why = why_no_checkpointing(recipe.method.mode, architecture)
+    if recipe.training.activation_offload is True and (
+        why is not None or recipe.training.gradient_checkpointing is False
+    ):
+        raise UsageError(
+            "activation_offload",
+            "training.activation_offload keeps what gradient checkpointing keeps: "
+            f"{why or 'set training.gradient_checkpointing to auto or true'}",
+        )
     if why is not None and recipe.training.gradient_checkpointing is True:
         raise UsageError(
             "gradient_checkpointing",

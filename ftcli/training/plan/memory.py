@@ -9,6 +9,7 @@ from typing import assert_never
 from ftcli.config.recipe import Bottleneck, Full, Lora, PrefixTuning, PromptTuning, Qlora, Recipe
 from ftcli.errors import MachineError
 from ftcli.memory import Choices, Estimate
+from ftcli.memory.activations.layers import offloaded_bytes
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.choices import Optimizer, why_no_checkpointing
 from ftcli.memory.fit.search import (
@@ -23,11 +24,13 @@ from ftcli.memory.fit.search import (
     smallest,
     useful_micro_batches,
 )
-from ftcli.memory.hardware import Hardware
-from ftcli.shell import gib
+from ftcli.memory.hardware import PCIE_BYTES_PER_SECOND, Hardware
+from ftcli.shell import gib, shown_size
 from ftcli.training.plan.optimizations import may_cache_dequantised
 from ftcli.training.plan.plan import Decided, RowStatistics, packed
 
+# Of free RAM, what offloaded hidden states may take: they are in pinned memory.
+OFFLOAD_SHARE = 0.7
 # Tokens of a micro-batch per token of a shared prefix, which each micro-batch computes once.
 PREFIXES = 4
 
@@ -43,10 +46,11 @@ def fit_memory(
     options = _options(recipe, rows, hardware, base)
 
     def has_room(candidate: Choices) -> bool:
-        return fits(
-            estimate_on(architecture, _by_tokens(recipe, rows, hardware, candidate), hardware),
-            hardware,
-        )
+        packed = _by_tokens(recipe, rows, hardware, candidate)
+        in_ram = offloaded_bytes(architecture, packed)
+        if hardware.ram_bytes is not None and in_ram > OFFLOAD_SHARE * hardware.ram_bytes:
+            return False
+        return fits(estimate_on(architecture, packed, hardware), hardware)
 
     found = cheapest(base, options, has_room)
     if found is None:
@@ -77,6 +81,7 @@ def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choi
         target_modules=(base.target_modules,),
         optimizer=("adamw", other) if eight_bit else (base.optimizer,),
         attention=(base.attention,),
+        activation_offload=_offload(recipe, hardware, base),
         gradient_checkpointing=(
             (False, True) if open_checkpointing else (base.gradient_checkpointing,)
         ),
@@ -84,6 +89,14 @@ def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choi
         batch_rows=training.batch_size,
         most_tokens=CARD_TOKENS if bounded else None,
     )
+
+
+def _offload(recipe: Recipe, hardware: Hardware, base: Choices) -> tuple[bool, ...]:
+    asked = recipe.training.activation_offload
+    if asked != "auto":
+        return (asked,)
+    can = hardware.kind == "cuda" and base.gradient_checkpointing and base.checkpointing
+    return (False, True) if can else (False,)
 
 
 def _micro_batch(
@@ -193,7 +206,16 @@ def choose_micro_batch(recipe: Recipe, found: Choices, hardware: Hardware) -> De
     return found.micro_batch, "the largest that fits and divides the batch"
 
 
-def why_checkpointing(recipe: Recipe, architecture: Architecture, found: Choices) -> str:
+def whys_of_checkpointing(
+    recipe: Recipe, architecture: Architecture, found: Choices
+) -> dict[str, str]:
+    whys = {"training.gradient_checkpointing": _why_checkpointing(recipe, architecture, found)}
+    if found.gradient_checkpointing and found.device == "cuda":
+        whys["training.activation_offload"] = _why_offload(recipe, architecture, found)
+    return whys
+
+
+def _why_checkpointing(recipe: Recipe, architecture: Architecture, found: Choices) -> str:
     if (why := why_no_checkpointing(found.mode, architecture)) is not None:
         return why
     if recipe.training.gradient_checkpointing != "auto":
@@ -201,3 +223,13 @@ def why_checkpointing(recipe: Recipe, architecture: Architecture, found: Choices
     if found.gradient_checkpointing:
         return "activations do not fit without it; takes about a third more time"
     return "activations fit; computing them again would take a third more time"
+
+
+def _why_offload(recipe: Recipe, architecture: Architecture, found: Choices) -> str:
+    asked = recipe.training.activation_offload
+    if not found.offloading:
+        return "set in the recipe" if asked is False else "hidden states between layers fit"
+    size = offloaded_bytes(architecture, found)
+    seconds = 2 * size / PCIE_BYTES_PER_SECOND
+    why = "set in the recipe" if asked is True else "nothing else fits"
+    return f"{why}; {shown_size(size)} go to RAM and back, about {seconds:.1f} s a micro-batch"

@@ -122,6 +122,7 @@ class PlannedTraining(Training):
     packing: Literal[False] | PositiveCount
     """Most tokens of a micro-batch of packed rows; false: rows are padded."""
     gradient_checkpointing: bool
+    activation_offload: bool = False
     eval_steps: PositiveCount
     save_steps: PositiveCount
 
@@ -188,6 +189,7 @@ class Plan(TrainingRecord):
     def headline(self) -> str:
         """The plan in one line, the machine first."""
         checkpointing = "on" if self.training.gradient_checkpointing else "off"
+        checkpointing += ", hidden states in RAM" if self.training.activation_offload else ""
         peak, free = self.estimate.peak_bytes / GIB, self.hardware.free_bytes / GIB
         replayed = f" · {self.rows.in_words}" if self.rows.replayed_rows else ""
         return (
@@ -251,6 +253,7 @@ def choices_of(
         micro_batch=micro_batch,
         gradient_accumulation=training.batch_size // micro_batch,
         gradient_checkpointing=training.gradient_checkpointing is not False,
+        activation_offload=training.activation_offload is True,
         label_share=rows.label_share,
         device="cuda" if hardware is None or hardware.kind == "cuda" else "cpu",
         optimized=why_not_optimized(training, hardware) is None,
