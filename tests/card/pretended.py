@@ -20,6 +20,7 @@ from bitsandbytes.functional import name2qmap
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
+from transformers import masking_utils
 
 from ftcli.memory.hardware import Card, find_card
 
@@ -163,6 +164,9 @@ def _attention(
 ) -> Tensor:
     """The kernel that torch 2.13 chooses on Ampere or later (ATen/native/transformers/cuda,
     sdp_utils.cpp): a CPU build has only the products."""
+    if torch.is_autocast_enabled("cuda"):  # it casts for this function (ATen/autocast_mode.h)
+        half = torch.get_autocast_dtype("cuda")
+        query, key, value = (each.to(half) for each in (query, key, value))
     if attn_mask is None and query.dtype in (torch.bfloat16, torch.float16):
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
@@ -191,6 +195,8 @@ def pretended_card(name: str = "RTX 4090") -> Iterator[FakeTensorMode]:
         stack.enter_context(mock.patch.dict(name2qmap, clear=True))  # else with fake tensors
         for state in (AcceleratorState, PartialState):  # each knows the device of the process
             stack.enter_context(mock.patch.dict(state._shared_state, clear=True))
+        # transformers takes fake tensors for a traced graph, in which it makes every mask.
+        stack.enter_context(mock.patch.object(masking_utils, "is_tracing", lambda *_: False))
         for module in FOREACH:  # which torch takes for no subclass
             stack.enter_context(mock.patch.object(module, "_has_foreach_support", _is_cuda))
         stack.enter_context(mock.patch.object(Tensor, "pin_memory", _pin_memory))

@@ -30,8 +30,8 @@ from ftcli.training.plan.memory import (
     choose_micro_batch,
     fit_memory,
     require_optimizer,
-    whys_of_checkpointing,
     why_optimizer,
+    whys_of_checkpointing,
 )
 from ftcli.training.plan.optimizations import (
     choose_dequantised,

@@ -89,8 +89,8 @@ class RowStatistics:
         return self.label_share * float(unpacked / tokens)
 
     def repeated_keys(self, tokens: int) -> int:
-        """Common tokens that the rows in this many packed tokens see more than once."""
-        return math.floor(self.packed_rows(tokens) - 1) * self.common_tokens
+        """Common tokens that the rows in this many packed tokens see: each sees its own copy."""
+        return math.floor(self.packed_rows(tokens)) * self.common_tokens
 
     @property
     def _own_tokens(self) -> int:
