@@ -80,7 +80,8 @@ def test_the_preflight_takes_as_much_memory_as_a_whole_pass(
     recipe = write_recipe(method=method, training=training, model={"id": str(tmp_path / "tiny")})
     assert train(recipe) == 0
     assert 0 < went["check"] < went["whole"], "the backward pass ended early"
-    assert peaks["whole"] <= peaks["check"] * 1.005
+    # But for one hidden state of a micro-batch, whose share is large in a model this small.
+    assert peaks["whole"] <= peaks["check"] * 1.01
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:
