@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,7 @@ def _may_fit(found: Estimate, card: Card) -> bool:
 
 def _gpu_name() -> str | None:
     """Name of the first GPU by nvidia-smi; torch would open a CUDA context here."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # torch's first is nvidia-smi's
     import torch
 
     if not torch.cuda.is_available() or shutil.which("nvidia-smi") is None:

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 def in_ram(hidden: int) -> saved_tensors_hooks:
     """Within the block, saved tensors [..., hidden] are in RAM until the backward pass reads them.
 
-    On a GPU the copies are queued behind the work that made the tensor, and before its reading.
+    On a GPU the copies are queued after the work that made the tensor, and before its reading.
     """
 
     copied: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

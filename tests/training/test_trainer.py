@@ -98,3 +98,22 @@ def test_a_step_that_is_read_ahead_is_the_same(
         assert run(["train", str(recipe)]) == 0
     now, ahead = (adapter_digest(tmp_path / "runs" / name) for name in ("now", "ahead"))
     assert now == ahead
+
+
+def test_an_overflow_of_fp16_is_no_line_of_the_metrics(
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """JSON has no word for infinity; the scaler skips such a step."""
+    from ftcli.training.trainer import FtcliTrainer
+
+    original = FtcliTrainer._get_grad_norm
+
+    def overflows(trainer: Any, *arguments: Any, **named: Any) -> float:
+        norm = original(trainer, *arguments, **named)
+        return float("inf") if trainer.state.global_step == 0 else norm
+
+    monkeypatch.setattr(FtcliTrainer, "_get_grad_norm", overflows)
+    assert run(["train", str(write_recipe(training={"max_steps": 2, "batch_size": 4}))]) == 0
+    text = (tmp_path / "runs/tiny/metrics.jsonl").read_text()
+    steps = [json.loads(line) for line in text.splitlines() if '"grad_norm"' in line]
+    assert "Infinity" not in text and [each["step"] for each in steps] == [2]
