@@ -19,6 +19,7 @@ from ftcli.training.trainer import FtcliTrainer
 from tests.card import pretended
 from tests.card.budget import problems
 from tests.card.conftest import Jobs
+from tests.tiers import tiers
 
 pytestmark = pytest.mark.card
 
@@ -220,7 +221,18 @@ MISTAKES: dict[Callable[[Patch], None], tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+# One of each kind; the others in the slow tier.
+QUICK = (
+    an_index_on_the_host,
+    a_number_read_of_each_micro_batch,
+    memory_that_is_not_pinned,
+    a_head_in_fp32,
+    lora_that_is_not_fused,
+    hidden_states_in_fp32,
+)
+
+
+@pytest.mark.parametrize("mistake", tiers(MISTAKES, *QUICK), ids=lambda mistake: mistake.__name__)
 def test_a_mistake_is_found(
     mistake: Callable[[Patch], None], job_of: Jobs, monkeypatch: Patch
 ) -> None:

@@ -87,7 +87,7 @@ def test_a_tensor_of_another_shape_stays() -> None:
     assert torch.equal(hooks.unpack_hook(kept), torch.arange(48.0).view(2, 3, 8))
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("method", tiers(("lora", "qlora", "full"), "qlora"))
 def test_the_card_keeps_as_much_less_as_is_estimated(
     job_of: Jobs, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from itertools import product
 from typing import Any
 
 import pytest
@@ -48,9 +49,11 @@ def saved(patch: pytest.MonkeyPatch, job: TrainJob) -> int:
     return sum(storage.nbytes() for storage in found.values())
 
 
-@pytest.mark.parametrize("optimizations", ["off", "auto"])
-@pytest.mark.parametrize("method", tiers(METHODS, "lora", "qlora", "full"))
-@pytest.mark.parametrize("family", tiers(("llama", "qwen2"), "llama"))
+CASES = list(product(("llama", "qwen2"), METHODS, ("off", "auto")))
+QUICK = (("llama", "qlora", "off"), ("llama", "full", "auto"))
+
+
+@pytest.mark.parametrize("family, method, optimizations", tiers(CASES, *QUICK))
 def test_a_layer_saves_what_is_estimated(
     job_of: Jobs, family: str, method: str, optimizations: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,13 +11,14 @@ import torch
 
 from ftcli.memory.speed import step_work
 from tests.card.budget import CASES, MOST_SYNCS, SMALL, counted, own_syncs, problems
-from tests.card.conftest import FAMILIES, METHODS, Jobs
+from tests.card.conftest import Jobs
 from tests.card.pretended import pretended_card
 from tests.card.steps import take_steps
+from tests.tiers import tiers
 
 pytestmark = pytest.mark.card
 
-QUICK = {("llama", m) for m in METHODS} | {(f, "qlora") for f in FAMILIES}
+QUICK = {("llama", "full"), ("llama", "lora"), ("gemma2", "qlora"), ("mixtral", "qlora")}
 PARAMETERS = [
     pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES
 ]
@@ -28,7 +29,7 @@ def test_a_step_stays_on_the_card_and_in_its_budget(job_of: Jobs, family: str, m
     assert problems(job_of, family, method) == []
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2])
+@pytest.mark.parametrize("micro_batch", tiers((1, 2), 2))
 def test_micro_batches_wait_for_nothing(job_of: Jobs, micro_batch: int) -> None:
     for packs in (True, False):
         step = counted(job_of, "llama", "lora", micro_batch_size=micro_batch, packing=packs)
@@ -53,7 +54,7 @@ def test_the_pretended_card_is_gone_afterwards() -> None:
         torch.ones(2, device="cuda")
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("method", tiers(("full", "lora", "qlora"), "qlora"))
 def test_the_time_s_formula_counts_the_products_of_a_step(job_of: Jobs, method: str) -> None:
     """All but those of the attention's own kernel."""
     sizes = SMALL if method == "full" else {}

@@ -46,6 +46,7 @@ def test_the_estimate_holds_on_runs_that_it_was_not_fitted_on(
     assert found.covered >= 0.85
 
 
+@pytest.mark.slow
 def test_the_coefficients_are_fitted_on_the_other_half(runs: list[speed_error.TimedRun]) -> None:
     fitted_on, _ = halves(runs)
 

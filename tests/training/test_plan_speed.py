@@ -230,7 +230,7 @@ def test_what_all_rows_begin_with_is_planned_and_estimated_once() -> None:
 
     on_gpu = make_plan(recipe(), SMALL, alike, card())
     assert on_gpu.training.packing == 1000 + 16 * 300, "though 16 of them apart would be too many"
-    assert on_gpu.estimated.repeated_keys == 15 * 1000
+    assert on_gpu.estimated.repeated_keys == 16 * 1000
     packed = make_plan(recipe(), SMALL, unlike, card()).training.packing
     assert packed == CARD_TOKENS < 16 * 1300
 
