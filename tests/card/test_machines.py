@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from ftcli.cli import run
 from ftcli.errors import MachineError
 from ftcli.memory.architecture import PACKED_TYPES
 from ftcli.memory.fit.search import needed_bytes
@@ -19,6 +21,7 @@ from ftcli.models import device
 from ftcli.models.device import find_hardware
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import Plan
+from tests.conftest import Capture, Recipes
 from tests.training.planning import LARGE, PROFILE, SMALL, cpu, decided, recipe
 
 pytestmark = pytest.mark.card
@@ -162,3 +165,19 @@ def test_without_a_gpu_the_cpu_is_named(
     hardware = find_hardware("auto")
     assert hardware.kind == "cpu"
     assert plan_on(cpu(), model=SMALL).headline().startswith("CPU (a CPU) · ")
+
+
+def test_a_dry_run_on_a_card_says_how_long_it_takes(
+    write_recipe: Recipes, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hardware = replace(find_card("4090").hardware, name="NVIDIA GeForce RTX 4090", gpus=2)
+    monkeypatch.setattr(device, "hardware_for", lambda _: hardware)
+    recipe = str(write_recipe(method={"mode": "qlora", "rank": 4}))
+    assert run(["train", recipe, "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    low, high = found["time"]["seconds_interval"]
+    assert low < found["time"]["seconds"] < high
+    assert run(["train", recipe, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("plan for NVIDIA GeForce RTX 4090 (the first of 2 GPUs) (")
+    assert "tokens per second (" in said and "without validations and saves" in said

@@ -150,7 +150,7 @@ def _show_plan(plan: DryRun) -> None:
 
     found = plan.plan
     free = gib(found.hardware.free_bytes)
-    print_result(wrapped(f"plan for {found.hardware.name} ({free} free)"))
+    print_result(wrapped(f"plan for {found.hardware.title} ({free} free)"))
     values = {key: _in_words(key, value) for key, value, _ in found.decisions()}
     name_width = max(len(short_key(key)) for key in values)
     value_width = max(map(len, values.values()))
