@@ -171,7 +171,7 @@ def test_a_dry_run_shows_every_choice_with_its_reason(
     out, err = capsys.readouterr()
     assert err == ""
     lines = out.splitlines()
-    assert lines[0] == "plan for two cores (11.2 GiB free)"
+    assert lines[0] == "plan for CPU (two cores) (11.2 GiB free)"
     for key, decided, reason in dry.plan.decisions():
         value = f"{decided:,} tokens" if key == "training.packing" else str(decided)
         if isinstance(decided, bool):
