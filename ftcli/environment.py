@@ -7,6 +7,12 @@ import warnings
 
 from ftcli.compat import CPU_OPERATIONS, refuse_hub_kernel
 
+
+def is_wsl() -> bool:
+    """Whether this is Linux in Windows, whose kernel has Microsoft's name."""
+    return "microsoft" in platform.release().lower()
+
+
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -18,7 +24,7 @@ os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Padded rows change the sizes of tensors in each step, which leaves gaps in the GPU's memory that
 # torch has reserved; segments that grow leave few (torch's notes on CUDA). Windows has none.
-if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ and "microsoft" not in platform.release().lower():
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ and not is_wsl():
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 # libgomp's threads spin for milliseconds at every barrier. If another program needs a core, they
 # take it from the thread they wait for: a forward pass on two cores took four times as long. With

@@ -194,11 +194,11 @@ def product(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _subtract(total: Tensor, places: Tensor, values: Tensor) -> None:
-    """Subtract values [m, …] at places [m] from `total` [vocab, …], those of one place summed in
-    fp32 before they are rounded.
+    """Subtract values [m, …] at places [m] from `total` [vocab, …]; on a CPU those of one place
+    are summed in fp32 first.
 
-    On a GPU `index_put_` does that, in a fixed order; to find the places as on a CPU, the host
-    would wait for the GPU. On a CPU it adds in any order on two threads, and rounds each time.
+    There `index_put_` adds in any order on two threads, and rounds each time. On a GPU it sorts
+    the places itself, for which the host need not wait; `unique` would make it wait.
     """
     if total.is_cuda:
         total.index_put_((places,), -values.to(total.dtype), accumulate=True)

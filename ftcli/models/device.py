@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ftcli.config.recipe import Device, Recipe
+from ftcli.environment import is_wsl
 from ftcli.errors import MachineError
 from ftcli.kernels.cpu import return_freed_memory
 from ftcli.memory.hardware import (
@@ -96,7 +97,7 @@ def _first_gpu() -> Hardware:
             "for an older or newer CUDA)",
         )
     free, total = torch.cuda.mem_get_info(0)
-    wsl = _is_wsl()
+    wsl = is_wsl()
     usable = max(0, (int(WSL_SHARE * free) if wsl else free) - LEFT_FREE_BYTES)
     return Hardware(
         kind="cuda",
@@ -127,11 +128,6 @@ def _has_kernels(capability: ComputeCapability, built: Sequence[str]) -> bool:
         if same and architecture <= capability:
             return True
     return not built  # a build without CUDA, or a test's
-
-
-def _is_wsl() -> bool:
-    """Its kernels have Microsoft's name (learn.microsoft.com, WSL)."""
-    return "microsoft" in platform.release().lower()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -27,7 +27,7 @@ from ftcli.config.loader import load_recipe
 from ftcli.console import Terminal
 from ftcli.kernels.experts import use_own_experts
 from ftcli.memory.hardware import find_card
-from ftcli.models import text_forward
+from ftcli.models import device, text_forward
 from ftcli.models.architectures.find import architecture_of_config
 from ftcli.models.architectures.model_class import mend_text_forward, model_class
 from ftcli.models.methods import keep_four_bit_trainable
@@ -247,9 +247,9 @@ def fake_job(recipe: Path, run: Path, card: str = "RTX 4090") -> TrainJob:
     """A recipe planned for a card, without Liger, whose kernels need values; its rows are prepared
     for real."""
     loaded = load_recipe(recipe, ())
-    loaded, model = open_recipe(loaded, None)
     hardware = replace(find_card(card).hardware, kernels=frozenset())
-    model = replace(model, hardware=hardware)
+    with mock.patch.object(device, "hardware_for", lambda _: hardware):
+        loaded, model = open_recipe(loaded, None)
     folder = RunFolder(run)
     dataset = prepare_rows(loaded, model, folder, Terminal())
     return plan_job(loaded, model, dataset, folder)

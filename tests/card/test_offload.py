@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ftcli.errors import UsageError
+from ftcli.errors import MachineError, UsageError
 from ftcli.kernels import offload
 from ftcli.kernels.offload import in_ram
 from ftcli.memory.activations.layers import layers_bytes, offloaded_bytes
@@ -26,7 +26,8 @@ from tests.card.pretended import pretended_card
 from tests.card.steps import take_steps
 from tests.kernels.test_packed_families import METHODS, model_of, rows
 from tests.tiers import tiers
-from tests.training.planning import LARGE, PROFILE, recipe
+from tests.training.planning import LARGE, PROFILE, cpu, recipe
+from tests.training.planning import SMALL as SMALL_MODEL
 
 pytestmark = pytest.mark.card
 
@@ -130,6 +131,14 @@ def test_it_is_refused_without_checkpointing() -> None:
     asked = {"activation_offload": True, "gradient_checkpointing": False}
     with pytest.raises(UsageError, match=r"training\.activation_offload keeps what gradient"):
         make_plan(recipe("lora", training=asked), LARGE, PROFILE, find_card("4090").hardware)
+
+
+def test_asked_for_it_turns_checkpointing_on_and_needs_a_gpu() -> None:
+    asked = recipe("lora", training={"activation_offload": True})
+    plan = make_plan(asked, LARGE, PROFILE, find_card("A100 80GB").hardware)
+    assert plan.training.gradient_checkpointing and plan.training.activation_offload
+    with pytest.raises(MachineError, match="needs a CUDA GPU; leave it to auto"):
+        make_plan(asked, SMALL_MODEL, PROFILE, cpu())
 
 
 def test_pinned_memory_is_asked_for_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def options_of(asked: FitRequest, hardware: Hardware) -> Options:
     checkpointing: tuple[bool, ...] = (False, True)
     if why_no_checkpointing(choices.mode, asked.architecture) is not None:
         checkpointing = (False,)
-    elif choices.gradient_checkpointing and not asked.open_checkpointing:
+    elif choices.offloading or (choices.gradient_checkpointing and not asked.open_checkpointing):
         checkpointing = (True,)
     can_offload = True in checkpointing and hardware.kind == "cuda" and choices.device == "cuda"
     is_open = asked.open_offload and can_offload and not choices.activation_offload

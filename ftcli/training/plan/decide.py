@@ -29,7 +29,7 @@ from ftcli.shell import shown_size
 from ftcli.training.plan.memory import (
     choose_micro_batch,
     fit_memory,
-    require_optimizer,
+    require_gpu,
     why_optimizer,
     whys_of_checkpointing,
 )
@@ -87,7 +87,7 @@ def require_machine(recipe: Recipe, architecture: Architecture, hardware: Hardwa
     precision, _ = choose_precision(recipe, hardware)
     choose_dtype(recipe, precision)
     choose_attention(recipe, architecture, hardware)
-    require_optimizer(recipe, hardware)
+    require_gpu(recipe, hardware)
     require_packing(recipe, why_padded(recipe, architecture, hardware))
 
 
@@ -155,7 +155,7 @@ def make_plan(
 def _require_keys(recipe: Recipe, architecture: Architecture, hardware: Hardware) -> None:
     require_mode(recipe.method.mode, architecture)
     require_checkpointing(recipe, architecture)
-    require_optimizer(recipe, hardware)
+    require_gpu(recipe, hardware)
 
 
 def _open_choices(

@@ -68,6 +68,7 @@ def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choi
     training = recipe.training
     asked_rows = training.micro_batch_size
     open_checkpointing = training.gradient_checkpointing == "auto" and base.gradient_checkpointing
+    open_checkpointing &= training.activation_offload is not True  # which needs it
     eight_bit = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
     # Windows' driver does not page managed memory (bitsandbytes, issue 453).
     other: Optimizer = "adamw-8bit" if hardware.wsl else "paged-adamw-8bit"
@@ -142,9 +143,14 @@ def _by_tokens(recipe: Recipe, rows: RowStatistics, hardware: Hardware, found: C
     return packed(found, rows, tokens, training.batch_size)
 
 
-def require_optimizer(recipe: Recipe, hardware: Hardware) -> None:
-    """Raise MachineError if the recipe's optimizer does not run here."""
+def require_gpu(recipe: Recipe, hardware: Hardware) -> None:
+    """Raise MachineError if the recipe's optimizer or its offload needs a GPU."""
     asked = recipe.training.optimizer
+    if hardware.kind != "cuda" and recipe.training.activation_offload is True:
+        raise MachineError(
+            "activation_offload",
+            "training.activation_offload: true needs a CUDA GPU; leave it to auto",
+        )
     if hardware.kind != "cuda" and asked in ("adamw-8bit", "paged-adamw-8bit"):
         raise MachineError("optimizer", f"training.optimizer: {asked} needs a CUDA GPU; take adamw")
 
