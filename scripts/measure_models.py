@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import Literal
 
 from ftcli.errors import ModelError
-from ftcli.memory.architecture import Way, write_architecture
+from ftcli.memory.architecture import PACKED_TYPES, Architecture, Way, write_architecture
 from ftcli.memory.known_models import MEASURED, known_configs
 from ftcli.models.architectures.measure import config_of, measure
 from ftcli.models.architectures.ways import Measurer
@@ -30,22 +31,25 @@ COMPUTING: tuple[tuple[Literal[2, 4], bool, bool], ...] = (
 )
 
 
-def ways(attention: tuple[str, ...]) -> list[Way]:
-    """What is measured of a model with these implementations of attention."""
+def ways(architecture: Architecture) -> list[Way]:
+    """What is measured of a model; with MLPs in tiles, what fits a GPU longest."""
+    attention = architecture.attention
     kinds = (
         [(False, False), (False, True)] if "sdpa" in attention else [(False, False), (True, False)]
     )
-    return [
+    found = [
         Way(weight_bytes, autocast, False, eager, masked, trained)
         for weight_bytes, autocast, trained in COMPUTING
         for eager, masked in kinds
     ]
+    tiled = architecture.model_type in PACKED_TYPES
+    return found + [replace(found[0], tiled=True)] * tiled
 
 
 def measured(values: dict[str, object]) -> str:
     config = config_of(values)
     architecture, measurer = measure(config), Measurer(config)
-    architecture.ways.extend(measurer.way(way) for way in ways(architecture.attention))
+    architecture.ways.extend(measurer.way(way) for way in ways(architecture))
     return write_architecture(architecture)
 
 

@@ -199,7 +199,7 @@ SHAPES: dict[str, dict[str, Any]] = {
                 "oneOf": [
                     record(
                         {"size": SIZE, "value": {"type": "integer", "minimum": 1}} | FIGURES,
-                        {"activation_offload": {"const": True}},
+                        {key: {"const": True} for key in ("activation_offload", "tiled_mlp")},
                     ),
                     record({"size": SIZE, "value": {"type": "null"}}),
                 ]

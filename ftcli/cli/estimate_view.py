@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from ftcli.console import print_result, shown_path, width, wrapped
 from ftcli.memory import Choices, Estimate
-from ftcli.memory.choices import MODE_NAMES, why_no_checkpointing
+from ftcli.memory.choices import MODE_NAMES, why_no_checkpointing, with_checkpointing
 from ftcli.memory.fit.fitting import Alternatives, FitResult
 from ftcli.memory.fit.limits import MOST, Limit, Sweep, SweepRow
 from ftcli.memory.hardware import Hardware
@@ -275,10 +275,10 @@ def _outcome(found: FitResult, hardware: Hardware) -> str:
     choices = found.choices
     start = "then" if found.changes else f"fits {hardware.name} as it is"
     checkpointing = "with" if choices.gradient_checkpointing else "without"
-    offload = ", hidden states in RAM" if choices.offloading else ""
+    more = with_checkpointing(choices.tiling, choices.offloading)
     return (
         f"{start}: micro-batch {choices.micro_batch} × {choices.gradient_accumulation}, "
-        f"{checkpointing} gradient checkpointing{offload}, {_figure(found.estimate)} of "
+        f"{checkpointing} gradient checkpointing{more}, {_figure(found.estimate)} of "
         f"{gib(hardware.usable_bytes)}"
     )
 
@@ -301,7 +301,8 @@ def _limit(limit: Limit, hardware: Hardware) -> Iterator[str]:
         yield f"not even {limit.size} 1 fits {hardware.name}"
         return
     more = " or more" if limit.value == MOST else ""
-    context = "; hidden states between layers in RAM" * limit.offloads
+    spared = with_checkpointing(limit.choices.tiling, limit.choices.offloading)
+    context = f"; gradient checkpointing{spared}" * bool(spared)
     context += "; the model's own limit is not checked" * (limit.size == "max-length")
     yield (
         f"largest {limit.size} that fits {hardware.name}: {limit.value}{more} "

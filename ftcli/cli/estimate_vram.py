@@ -71,6 +71,9 @@ Offload = Annotated[
     bool | None,
     typer.Option("--activation-offload/--no-activation-offload", help="Hidden states in RAM."),
 ]
+TiledMlp = Annotated[
+    bool | None, typer.Option("--tiled-mlp/--no-tiled-mlp", help="MLPs on 4,096 tokens at a time.")
+]
 Attention = Annotated[
     Literal["flash", "sdpa", "eager"] | None, typer.Option(help="The attention kernel.")
 ]
@@ -139,6 +142,7 @@ def estimate_vram(
     precision: Precision = None,
     gradient_checkpointing: Checkpointing = None,
     activation_offload: Offload = None,
+    tiled_mlp: TiledMlp = None,
     attention: Attention = None,
     loss: Loss = None,
     packing: Packing = None,

@@ -123,6 +123,9 @@ class Training(Section):
     activation_offload: Literal["auto"] | bool = "auto"
     """Keep the hidden states between layers in RAM, with gradient checkpointing on a GPU; auto:
     only if memory requires it, for the longest rows. The gradients stay the same."""
+    tiled_mlp: Literal["auto"] | bool = "auto"
+    """Run MLPs on 4,096 tokens at a time, with gradient checkpointing; auto: only if memory
+    requires it. The gradients stay the same but for rounding."""
     precision: Literal["auto", "bf16", "fp16", "fp32", "pure-bf16"] = "auto"
     """Arithmetic: bf16 and fp16 are mixed precision; pure-bf16 keeps no fp32 master weights."""
     optimizer: Literal["auto", "adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"] = "auto"

@@ -27,8 +27,9 @@ PACKED_TYPES = frozenset(
     ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
 )
 
-ATTENTION = "(attention)"
-"""The attention kernel, among the modules of a layer."""
+ATTENTION, MLP = "(attention)", "mlp"
+"""Among the modules of a layer: the attention kernel, and what sees each token alone (of
+`PACKED_TYPES`)."""
 
 
 class Linear(NamedTuple):
@@ -54,6 +55,10 @@ class Linear(NamedTuple):
         (backends/cpu/ops.py, dequantize_4bit)."""
         whole = self.inputs % NF4_BLOCK == 0 and self.outputs >= LEAST_QUANTISED_WIDTH
         return whole and not self.unquantised
+
+
+def in_mlp(linear: Linear) -> bool:
+    return linear.name.startswith(f"{MLP}.")
 
 
 class Experts(NamedTuple):
@@ -134,6 +139,8 @@ class Way:
     """The kernel is given a mask."""
     trained: bool
     """Every weight is trained; else a gradient only passes through."""
+    tiled: bool = False
+    """Only the input of each MLP is saved (ftcli.kernels.long_rows)."""
 
 
 @dataclass(frozen=True)

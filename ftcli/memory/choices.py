@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcli.memory.architecture import Architecture, LayerKind, Way
+from ftcli.memory.architecture import PACKED_TYPES, Architecture, LayerKind, Way
 
 Targets = Literal["all-linear"] | tuple[str, ...]
 Mode = Literal["full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"]
@@ -41,6 +41,18 @@ def why_no_checkpointing(mode: Mode, architecture: Architecture) -> str | None:
     if not architecture.checkpoints:
         return f"transformers has no gradient checkpointing for {architecture.model_type}"
     return None
+
+
+def why_no_tiles(mode: Mode, architecture: Architecture) -> str | None:
+    """Why MLPs cannot run in tiles; None: they can."""
+    if architecture.model_type not in PACKED_TYPES:
+        return f"not tested for {architecture.model_type}"
+    return why_no_checkpointing(mode, architecture)
+
+
+def with_checkpointing(tiled_mlp: bool, activation_offload: bool) -> str:
+    """What else saves memory, in words that follow `gradient checkpointing`."""
+    return ", MLPs in tiles" * tiled_mlp + ", hidden states in RAM" * activation_offload
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,8 @@ class Choices:
     gradient_checkpointing: bool = True
     activation_offload: bool = False
     """With checkpointing: the layers' inputs are kept in RAM."""
+    tiled_mlp: bool = False
+    """With checkpointing: MLPs run on a tile of the tokens at a time (ftcli.kernels.long_rows)."""
     attention: Attention = "sdpa"
     loss: Loss = "chunked"
     label_share: float = 1.0
@@ -189,6 +203,10 @@ class Choices:
     @property
     def offloading(self) -> bool:
         return self.activation_offload and self.checkpointing
+
+    @property
+    def tiling(self) -> bool:
+        return self.tiled_mlp and self.checkpointing
 
     @property
     def quantization(self) -> Quantization | None:
@@ -296,4 +314,5 @@ class Choices:
             eager=self.attention == "eager" and not self.packed_rows,
             masked=fused and (self.mask or short),
             trained=self.mode == "full",
+            tiled=self.tiling,
         )

@@ -8,6 +8,7 @@ published figures in docs/data/measured_speed.csv by `python -m scripts.speed_er
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -16,9 +17,9 @@ from typing import Any
 
 from ftcli.console import about, duration
 from ftcli.errors import MachineError
-from ftcli.memory.activations.layers import offloaded_bytes
+from ftcli.memory.activations.layers import TILE_TOKENS, offloaded_bytes
 from ftcli.memory.adapted import adapted
-from ftcli.memory.architecture import Architecture, LayerKind
+from ftcli.memory.architecture import Architecture, LayerKind, in_mlp
 from ftcli.memory.choices import Choices
 from ftcli.memory.hardware import (
     GPU_SPEEDS,
@@ -270,8 +271,13 @@ def step_work(architecture: Architecture, choices: Choices) -> Work:
         plain += layers * widths * choices.activation_bytes * tokens * (3 + again)
         flops += layers * _attention_flops(kind, choices) * (1 + ATTENTION_BACKWARD + again)
         others += layers * _scores_bytes(kind, choices) * (1 + again / 3)
-        others += layers * passes * _weight_bytes(elements, choices)
-        launches += layers * len(kind.linear) * _launches(choices) * (1 + FORWARD * again)
+        # Weights are read, and kernels launched, once for each tile of an MLP.
+        more = math.ceil(tokens / TILE_TOKENS) - 1 if choices.tiling else 0
+        tiled = [each for each in kind.linear if in_mlp(each)]
+        read = elements + more * sum(each.elements for each in tiled)
+        others += layers * passes * _weight_bytes(read, choices)
+        modules = len(kind.linear) + more * len(tiled)
+        launches += layers * modules * _launches(choices) * (1 + FORWARD * again)
     lora_bytes, lora_launches = _lora(architecture, choices, again)
     trained = trainable_parameters(architecture, choices)
     flops += 0 if full else 2 * trained * tokens * (3 + again)

@@ -9,7 +9,7 @@ from typing import assert_never
 
 from ftcli.errors import ModelError, did_you_mean
 from ftcli.memory.adapted import adapted, adapted_stacks
-from ftcli.memory.architecture import Architecture, LayerKind, Linear
+from ftcli.memory.architecture import Architecture, LayerKind, Linear, in_mlp
 from ftcli.memory.choices import Choices, Placement
 
 # bitsandbytes 0.50, optim/optimizer.py: two 8-bit states, each with one fp32 absmax for 256
@@ -96,6 +96,32 @@ def l2_sp_piece_bytes(architecture: Architecture, choices: Choices) -> int:
         and architecture.stored_bytes < choices.weight_bytes
     )
     return choices.weight_bytes * L2_SP_PIECE_ELEMENTS if cast else 0
+
+
+def mlp_gradient_bytes(architecture: Architecture, choices: Choices, kind: int) -> int:
+    """Bytes of the gradients of what is trained in one MLP, of the kind's layer that has most."""
+    each = choices.stack.adapter_bytes
+    match choices.mode:
+        case "full":
+            return choices.weight_bytes * sum(
+                one.elements for one in architecture.kinds[kind].linear if in_mlp(one)
+            )
+        case "lora" | "qlora":
+            return each * max(
+                (
+                    sum(one.parameters for one in alike.updates if in_mlp(one.linear))
+                    for alike in adapted(architecture, choices).kinds
+                    if alike.kind == kind
+                ),
+                default=0,
+            )
+        case "bottleneck":
+            weights = (2 * architecture.hidden + 1) * choices.bottleneck + architecture.hidden
+            return 0 if choices.placement == "attention" else each * weights
+        case "prefix-tuning" | "prompt-tuning":
+            return 0
+        case _:
+            assert_never(choices.mode)
 
 
 def trains_embeddings(architecture: Architecture, choices: Choices) -> bool:

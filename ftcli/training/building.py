@@ -17,6 +17,7 @@ from ftcli.errors import ModelError
 from ftcli.kernels.cpu import end_gc_tuning
 from ftcli.kernels.dequantised import cache_dequantised
 from ftcli.kernels.liger import apply_liger
+from ftcli.kernels.long_rows import tile_mlps
 from ftcli.kernels.lora import fuse_lora
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.architectures.model_class import open_config
@@ -49,6 +50,7 @@ LIBRARY_NAMES = {
     "optimizations.liger": "apply_liger_kernel(rope, swiglu, geglu); its RMSNorm in our forward",
     "training.gradient_checkpointing": "SFTConfig.gradient_checkpointing",
     "training.activation_offload": "our saved_tensors_hooks",
+    "training.tiled_mlp": "our forward of the MLPs",
     "steps": "SFTConfig.max_steps",
     "training.eval_steps": "our callback",
     "training.save_steps": "our callback",
@@ -140,6 +142,8 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
         fuse_lora(trainer.model)
     if plan.optimizations.liger:
         apply_liger(trainer.model)
+    if plan.training.tiled_mlp:
+        tile_mlps(trainer.model)
     trainer.l2_sp = _l2_sp(trainer.model, job)
     return trainer
 

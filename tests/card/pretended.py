@@ -105,6 +105,8 @@ def _replacements(card: Card) -> dict[str, Any]:
         "init": lambda: None,
         "_lazy_init": lambda: None,
         "current_device": lambda: 0,
+        "_exchange_device": lambda _: 0,
+        "_maybe_exchange_device": lambda _: 0,
         "device_count": lambda: 1,
         "set_device": lambda _: None,
         "get_device_name": lambda *_: properties.name,

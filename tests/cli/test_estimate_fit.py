@@ -222,8 +222,8 @@ def test_the_largest_fits_and_one_more_does_not(ask: Any, size: str) -> None:
     found = ask(*base, "--gpu", "3060", "--max", size)["max"]
     usable = find_card("3060").usable_bytes
     assert found["size"] == size and found["high_bytes"] <= usable
-    assert found["activation_offload"]
-    base = (*base, "--activation-offload", "--gpu", "3060")
+    assert found["activation_offload"] and found["tiled_mlp"]
+    base = (*base, "--activation-offload", "--tiled-mlp", "--gpu", "3060")
     exact = ask(*base, f"--{size}", str(found["value"]))
     assert exact["high_bytes"] == found["high_bytes"]
     more = ask(*base, f"--{size}", str(found["value"] + 1))

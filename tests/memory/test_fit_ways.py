@@ -17,7 +17,7 @@ from ftcli.config.loader import load_recipe
 from ftcli.config.recipe import Recipe
 from ftcli.memory import Choices
 from ftcli.memory.adapted import last_names
-from ftcli.memory.architecture import Architecture
+from ftcli.memory.architecture import PACKED_TYPES, Architecture
 from ftcli.memory.fit.fitting import fit
 from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.fit.search import CARD_TOKENS, estimate_on, fits
@@ -114,8 +114,9 @@ def every_way(wanted: FitRequest) -> list[tuple[tuple[int, ...], Choices]]:
     ways = []
     for place in product(*(range(len(values)) for values in places.values())):
         taken = {name: values[n] for (name, values), n in zip(places.items(), place, strict=True)}
-        if taken["activation_offload"] and not taken["gradient_checkpointing"]:
-            continue  # nothing is kept
+        goes_with_it = taken["activation_offload"] or taken["tiled_mlp"]
+        if goes_with_it and not taken["gradient_checkpointing"]:
+            continue  # both go with it
         for fewer, rows in enumerate(micro_batches(wanted, taken["seq_len"])):
             accumulation = wanted.batch_rows // rows
             taken |= {"micro_batch": rows, "gradient_accumulation": accumulation}
@@ -140,6 +141,11 @@ def values_of(wanted: FitRequest) -> dict[str, list[Any]]:
         ),
         "attention": [choices.attention] if settled else ["eager", "sdpa"],
         "activation_offload": [False, True] if True in checkpointings(wanted) else [False],
+        "tiled_mlp": (
+            [False, True]
+            if True in checkpointings(wanted) and architecture.model_type in PACKED_TYPES
+            else [False]
+        ),
         "gradient_checkpointing": checkpointings(wanted),
     }
 

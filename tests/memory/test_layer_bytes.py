@@ -10,20 +10,26 @@ import torch
 from counting import (
     EXPERTS,
     SIZES,
+    autocast,
     batch_of,
     build,
     kept_by_layers,
     packed_batch,
+    peak_bytes,
     rows,
     tiny_config,
 )
 
+from ftcli.kernels import long_rows
 from ftcli.memory import Choices
+from ftcli.memory.activations import layers
 from ftcli.memory.activations.layers import KEPT_KEYS, last_norm_bytes, layers_bytes
 from ftcli.memory.architecture import Architecture
 from ftcli.memory.static import forward_copies_bytes
+from ftcli.memory.step import CUBLAS_BYTES, step_phases
 from ftcli.models.architectures.find import architecture_of, architecture_of_config
 from ftcli.models.batches import Batch
+from ftcli.models.loss import summed_loss
 from tests.decoders import DECODERS, decoder_config
 from tests.tiers import tiers
 from tests.training.planning import PROFILE
@@ -127,6 +133,37 @@ def test_checkpointing_keeps_what_the_formula_says(method: str) -> None:
     assert METHODS[method].checkpointing
     family = "granite" if method == "lora" else "llama"
     assert abs(deviation(tiny_config(family), METHODS[method])) < 0.02
+
+
+@pytest.mark.parametrize("mode", tiers(("lora", "full"), "lora"))
+@pytest.mark.parametrize("family", tiers(("llama", "phi3"), "llama"))
+def test_tiles_peak_where_the_formula_says(
+    family: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (long_rows, layers):
+        monkeypatch.setattr(module, "TILE_TOKENS", 64)
+    choices = replace(METHODS[mode], seq_len=2048, micro_batch=1, label_share=0.02)
+    config, whole = tiny_config(family), 0
+    for tiled in (False, True):
+        choices = replace(choices, tiled_mlp=tiled)
+        model, batch = build(config, choices), batch_of(choices)
+        if tiled:
+            long_rows.tile_mlps(model)
+
+        def step(model: Any = model, batch: Batch = batch, now: Choices = choices) -> None:
+            with autocast(now):
+                loss = summed_loss(model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            model.zero_grad()
+
+        step()  # what is set up once
+        counted = peak_bytes(step)
+        if not tiled:
+            whole = counted
+    phases = step_phases(architecture_of(config), choices)
+    expected = max(phase.total_bytes for phase in phases.values()) - CUBLAS_BYTES
+    assert counted == pytest.approx(expected, rel=0.04)
+    assert counted < 0.85 * whole
 
 
 @pytest.mark.parametrize(

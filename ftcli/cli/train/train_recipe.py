@@ -282,6 +282,7 @@ def _with_first_plan(recipe: Recipe, run: RunFolder) -> Recipe:
         "optimizer": begun.optimizer,
         "gradient_checkpointing": begun.gradient_checkpointing,
         "activation_offload": begun.activation_offload,
+        "tiled_mlp": begun.tiled_mlp,
     }
     if isinstance(recipe.training.packing, bool | str):
         kept["packing"] = begun.packing

@@ -6,12 +6,13 @@ Counted by tests/memory, as the items of ftcli.memory.activations.layers.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import assert_never
 
 from ftcli.memory.adapted import Update, Updates, adapted
-from ftcli.memory.architecture import ATTENTION, Architecture
+from ftcli.memory.architecture import ATTENTION, Architecture, in_mlp
 from ftcli.memory.choices import Choices
-from ftcli.memory.trained import adapters_per_layer, block_ends, trains_embeddings
+from ftcli.memory.trained import block_ends, trains_embeddings
 
 
 def first_trained(architecture: Architecture, choices: Choices) -> str | None:
@@ -59,21 +60,42 @@ def all_trained_inputs(architecture: Architecture, choices: Choices) -> float:
 def trained_inputs(architecture: Architecture, choices: Choices, kind: int) -> float:
     """Bytes of one token that a layer of this kind keeps for the gradients of its trained weights:
     the layer that keeps most. Full training's are measured with the rest."""
+    return _inputs(architecture, choices, kind, (False,) if choices.tiling else (False, True))
+
+
+def tiled_inputs(architecture: Architecture, choices: Choices, kind: int) -> float:
+    """The same of the modules in its MLP, where it runs in tiles."""
+    return _inputs(architecture, replace(choices, tiled_mlp=False), kind, (True,))
+
+
+def _inputs(
+    architecture: Architecture, choices: Choices, kind: int, places: tuple[bool, ...]
+) -> float:
+    """Of modules in the MLP (True) and outside of it (False)."""
     match choices.mode:
         case "lora" | "qlora":
-            found = (alike for alike in adapted(architecture, choices).kinds if alike.kind == kind)
             return max(
-                (_lora_inputs(architecture, choices, kind, alike.updates) for alike in found),
+                (
+                    _lora_inputs(architecture, choices, kind, _within(alike.updates, places))
+                    for alike in adapted(architecture, choices).kinds
+                    if alike.kind == kind
+                ),
                 default=0.0,
             )
         case "bottleneck":
             # Of each bottleneck: its input, and its inner width before and after the activation.
             width = architecture.hidden + 2 * choices.bottleneck
-            return adapters_per_layer(choices) * _input_bytes(choices) * width
+            ends = block_ends(architecture.kinds[kind], choices.placement)
+            number = sum(in_mlp(each) in places for each in ends)
+            return number * _input_bytes(choices) * width
         case "full" | "prefix-tuning" | "prompt-tuning":
             return 0
         case _:
             assert_never(choices.mode)
+
+
+def _within(updates: Updates, places: tuple[bool, ...]) -> Updates:
+    return tuple(each for each in updates if in_mlp(each.linear) in places)
 
 
 def kept_weights_bytes(architecture: Architecture, choices: Choices) -> tuple[int, int]:

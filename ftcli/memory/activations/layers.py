@@ -7,18 +7,20 @@ tiny models, unless another source is given.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ftcli.memory.activations.inputs import (
     all_trained_inputs,
     first_trained,
     kept_weights_bytes,
+    tiled_inputs,
     trained_inputs,
     unreached_layers,
     unreached_masks_bytes,
 )
 from ftcli.memory.architecture import ATTENTION, Architecture, LayerKind, Norm, Saved
 from ftcli.memory.choices import Choices
-from ftcli.memory.trained import block_ends, trains_embeddings
+from ftcli.memory.trained import block_ends, mlp_gradient_bytes, trains_embeddings
 
 # Most keys of a product whose attention probabilities ftcli.kernels.attention keeps: with 256 a
 # layer of SmolLM2-135M keeps up to a quarter more, and its attention takes a quarter less time
@@ -27,6 +29,10 @@ KEPT_KEYS = 256
 # The keys of its products are a multiple of so many: a softmax in bf16 takes up to 1.4 times as
 # long over other numbers (measured), and oneDNN keeps 0.6 MB of code for each shape of a product.
 KEYS_ROUNDED = 16
+
+TILE_TOKENS = 4096
+"""Tokens of a micro-batch that go through an MLP together where it runs in tiles: as many as keep a
+GPU's products busy (as those of DeepSpeed's ALST, whose tiles are as long as the model is wide)."""
 
 # Scores of eager attention take so many times the bytes counted on a CPU, which lacks the casts of
 # CUDA's autocast: fitted on published runs.
@@ -107,6 +113,26 @@ def _measured(architecture: Architecture, choices: Choices, number: int) -> Save
 
 def temporaries_bytes(architecture: Architecture, choices: Choices, number: int) -> float:
     """The most that comes and goes inside the backward pass of one layer."""
+    tile = _tile_bytes(architecture, choices, number) if choices.tiling else 0.0
+    return tile + _passing_bytes(architecture, choices, number)
+
+
+def _tile_bytes(architecture: Architecture, choices: Choices, number: int) -> float:
+    """What a tile of an MLP keeps and makes while its backward pass runs: what the layer keeps more
+    without tiles, but for their input; and gradients of trained weights next to their sum."""
+    whole, kind = replace(choices, tiled_mlp=False), architecture.kinds[number]
+    without = _measured(architecture, whole, number)
+    kept = without.kept.per_token - _measured(architecture, choices, number).kept.per_token
+    kept += choices.residual_bytes * architecture.hidden
+    made = max(each.per_token for each in without.temporaries)
+    per_token = kept + made + _gate_change(kind, choices)
+    per_token += tiled_inputs(architecture, choices, number)
+    return min(choices.tokens, TILE_TOKENS) * per_token + mlp_gradient_bytes(
+        architecture, choices, number
+    )
+
+
+def _passing_bytes(architecture: Architecture, choices: Choices, number: int) -> float:
     found = _measured(architecture, choices, number).temporaries
     largest = max(each.of(choices.tokens, choices.keys) for each in found)
     if architecture.kinds[number].experts and choices.stack.linear_experts:
@@ -168,7 +194,7 @@ def _own_bytes(architecture: Architecture, choices: Choices, number: int) -> flo
     per_token = (
         _norms_change(kind, saved, choices)
         + _attention_change(kind, choices)
-        + _gate_change(kind, choices)
+        + (0 if choices.tiling else _gate_change(kind, choices))
         + _quantised_inputs(kind, choices)
     )
     return saved.kept.of(choices.tokens, choices.keys) + choices.tokens * per_token

@@ -54,7 +54,9 @@ def steps(asked: FitRequest, found: Choices) -> Iterator[tuple[Step, Choices]]:
     What is open and may stay larger than at its smallest is no change.
     """
     # A plan takes it by itself where it is open.
-    now = replace(asked.choices, activation_offload=found.activation_offload)
+    now = replace(
+        asked.choices, activation_offload=found.activation_offload, tiled_mlp=found.tiled_mlp
+    )
     for step in (*_same_model(now, found), *_other_model(asked, found)):
         now = replace(now, **{field: getattr(found, field) for field in step.fields})
         yield step, now

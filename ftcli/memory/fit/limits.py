@@ -27,8 +27,8 @@ class Limit:
     size: Size
     value: int | None
     estimate: Estimate | None
-    offloads: bool = False
-    """With hidden states in RAM (training.activation_offload)."""
+    choices: Choices
+    """With them."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ def largest(architecture: Architecture, choices: Choices, size: Size, hardware: 
 
     value = bisect_left(range(MOST + 1), True, lo=1, key=too_large) - 1
     if value == 0:
-        return Limit(size, None, None)
-    found = estimate_on(architecture, with_size(choices, size, value), hardware)
-    return Limit(size, value, found, choices.offloading)
+        return Limit(size, None, None, with_size(choices, size, 1))
+    taken = with_size(choices, size, value)
+    return Limit(size, value, estimate_on(architecture, taken, hardware), taken)
 
 
 def sweep(

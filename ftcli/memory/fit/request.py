@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ftcli.errors import ModelError
@@ -16,6 +16,7 @@ from ftcli.memory.choices import (
     Optimizer,
     Targets,
     why_no_checkpointing,
+    why_no_tiles,
 )
 from ftcli.memory.fit.search import CARD_TOKENS, Options, useful_micro_batches
 from ftcli.memory.hardware import Hardware
@@ -45,6 +46,7 @@ class FitRequest:
     open_micro_batch: bool = False
     open_checkpointing: bool = False
     open_offload: bool = True
+    open_tiles: bool = True
     alpha: float | None = None
     """LoRA's alpha of the recipe: it is lowered with the rank."""
     rslora: bool = False
@@ -99,11 +101,16 @@ def options_of(asked: FitRequest, hardware: Hardware) -> Options:
     checkpointing: tuple[bool, ...] = (False, True)
     if why_no_checkpointing(choices.mode, asked.architecture) is not None:
         checkpointing = (False,)
-    elif choices.offloading or (choices.gradient_checkpointing and not asked.open_checkpointing):
+    elif (
+        choices.offloading
+        or choices.tiling
+        or (choices.gradient_checkpointing and not asked.open_checkpointing)
+    ):
         checkpointing = (True,)
     can_offload = True in checkpointing and hardware.kind == "cuda" and choices.device == "cuda"
-    is_open = asked.open_offload and can_offload and not choices.activation_offload
-    offload = (False, True) if is_open else (choices.activation_offload,)
+    offload = open_or(choices.activation_offload, asked.open_offload and can_offload)
+    can_tile = why_no_tiles(choices.mode, asked.architecture) is None and True in checkpointing
+    tiles = open_or(choices.tiled_mlp, asked.open_tiles and can_tile)
     rows = useful_micro_batches(asked.batch_rows, hardware)
     if not asked.open_micro_batch:
         rows = (choices.micro_batch, *(fewer for fewer in rows if fewer < choices.micro_batch))
@@ -116,11 +123,27 @@ def options_of(asked: FitRequest, hardware: Hardware) -> Options:
         optimizer=_from(OPTIMIZERS, choices.optimizer),
         attention=("eager", "sdpa") if sdpa else (choices.attention,),
         activation_offload=offload,
+        tiled_mlp=tiles,
         gradient_checkpointing=checkpointing,
         micro_batch=rows,
         batch_rows=asked.batch_rows,
         most_tokens=CARD_TOKENS if asked.open_micro_batch else None,
     )
+
+
+def sparing(asked: FitRequest, hardware: Hardware) -> Choices:
+    """What is asked, with what a plan takes by itself where nothing else fits."""
+    options = options_of(asked, hardware)
+    return replace(
+        asked.choices,
+        activation_offload=options.activation_offload[-1],
+        tiled_mlp=options.tiled_mlp[-1],
+    )
+
+
+def open_or(value: bool, is_open: bool) -> tuple[bool, ...]:
+    """Both values of what is open and not taken, else its own."""
+    return (False, True) if is_open and not value else (value,)
 
 
 def _targets(architecture: Architecture, choices: Choices) -> tuple[Targets, ...]:

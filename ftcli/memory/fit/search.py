@@ -65,6 +65,7 @@ class Options:
     optimizer: tuple[Optimizer, ...]
     attention: tuple[Attention, ...]
     activation_offload: tuple[bool, ...]
+    tiled_mlp: tuple[bool, ...]
     gradient_checkpointing: tuple[bool, ...]
     micro_batch: tuple[int, ...]
     """The last is the smallest."""
@@ -123,6 +124,7 @@ def any_fits(base: Choices, options: Options, seq_len: int, fits: Fits) -> bool:
         optimizer=options.optimizer[::-1],
         attention=options.attention[::-1],
         activation_offload=options.activation_offload[::-1],
+        tiled_mlp=options.tiled_mlp[::-1],
         gradient_checkpointing=options.gradient_checkpointing[::-1],
     )
     return next(_fitting(base, smallest_first, seq_len, fits), None) is not None
@@ -141,6 +143,7 @@ def smallest(base: Choices, options: Options) -> Choices:
             optimizer=options.optimizer[-1],
             attention=options.attention[-1],
             activation_offload=options.activation_offload[-1],
+            tiled_mlp=options.tiled_mlp[-1],
             gradient_checkpointing=options.gradient_checkpointing[-1],
         ),
         options,
@@ -156,11 +159,14 @@ def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Itera
     for rank, mode, four_bit_base, targets, optimizer in choices:
         if mode == "full" and (rank, targets) != (options.rank[0], options.target_modules[0]):
             continue  # neither is anything to it: it has been tried
-        for attention, offload, checkpointing in product(
-            options.attention, options.activation_offload, options.gradient_checkpointing
+        for attention, offload, tiled, checkpointing in product(
+            options.attention,
+            options.activation_offload,
+            options.tiled_mlp,
+            options.gradient_checkpointing,
         ):
-            if offload and not checkpointing and len(options.activation_offload) > 1:
-                continue  # there is nothing to keep in RAM
+            if (offload or tiled) and not checkpointing:
+                continue  # both go with it
             candidate = replace(
                 base,
                 seq_len=seq_len,
@@ -171,6 +177,7 @@ def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Itera
                 optimizer=optimizer,
                 attention=attention,
                 activation_offload=offload,
+                tiled_mlp=tiled,
                 gradient_checkpointing=checkpointing,
             )
             found = _most_rows(candidate, options, fits)

@@ -29,12 +29,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from ftcli.compat import attention_name, attention_named
 from ftcli.errors import ModelError
 from ftcli.kernels.experts import use_own_experts
-from ftcli.memory.architecture import Attention, Way
+from ftcli.memory.architecture import MLP, Attention, Way
 from ftcli.models.architectures.model_class import mend_text_forward
 from ftcli.models.architectures.saved_bytes import (
     FusedAttention,
     GroupedProduct,
     Recorder,
+    TiledMlp,
 )
 from ftcli.models.text_forward import not_on_text
 
@@ -195,6 +196,8 @@ class CutModel:
             if not way.eager:
                 contexts.enter_context(_counted_attention(model, recorder, way, windows))
             contexts.enter_context(_counted_experts())
+            if way.tiled:
+                contexts.enter_context(_counted_mlps(self.layers, way))
             if way.quantised:
                 contexts.enter_context(_quantised_types(self.layers))
             contexts.enter_context(
@@ -315,6 +318,21 @@ def _counted_experts() -> AbstractContextManager[None]:
         return found
 
     return _replaced(F, "grouped_mm", grouped_mm)
+
+
+@contextmanager
+def _counted_mlps(layers: Sequence[nn.Module], way: Way) -> Iterator[None]:
+    """Within the block, MLPs save what tiles of them save, and compute nothing."""
+    mlps: list[Any] = [layer.get_submodule(MLP) for layer in layers]
+    # The type that linear modules return: see `_quantised_types`.
+    dtype = torch.bfloat16 if way.autocast and not way.quantised else None
+    for mlp in mlps:
+        mlp.forward = lambda hidden: TiledMlp.apply(hidden, dtype)
+    try:
+        yield
+    finally:
+        for mlp in mlps:
+            del mlp.forward
 
 
 @contextmanager

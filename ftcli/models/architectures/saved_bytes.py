@@ -249,6 +249,21 @@ class FusedAttention(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
 
 
+class TiledMlp(torch.autograd.Function):
+    """What an MLP in tiles saves; it computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """[rows, tokens, hidden] → the same, in this type."""
+        ctx.save_for_backward(hidden)
+        return torch.empty_like(hidden, dtype=dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (hidden,) = ctx.saved_tensors
+        return torch.empty_like(hidden), None
+
+
 class GroupedProduct(torch.autograd.Function):
     """What torch's grouped_mm saves; it computes nothing.
 

@@ -17,7 +17,7 @@ from ftcli.memory.architecture import PACKED_TYPES, Architecture
 from ftcli.memory.choices import why_no_checkpointing
 from ftcli.memory.fit.fitting import Alternatives, FitResult, fit, instead
 from ftcli.memory.fit.limits import Limit, Sweep, largest, size_named, sizes_of, sweep
-from ftcli.memory.fit.request import FitRequest
+from ftcli.memory.fit.request import FitRequest, sparing
 from ftcli.memory.fit.search import estimate_on, fits
 from ftcli.memory.hardware import Hardware, find_card
 from ftcli.memory.known_models import from_here
@@ -173,7 +173,11 @@ class EstimateResult:
         if self.limit is not None:
             figures = _figures(self.limit.estimate) if self.limit.estimate else {}
             fields["max"] = {"size": self.limit.size, "value": self.limit.value, **figures}
-            fields["max"] |= {"activation_offload": True} if self.limit.offloads else {}
+            taken = {
+                "activation_offload": self.limit.choices.offloading,
+                "tiled_mlp": self.limit.choices.tiling,
+            }
+            fields["max"] |= {key: True for key, on in taken.items() if figures and on}
         if self.time is not None:
             fields["time"] = self.time.as_json()
         if self.sweep is not None:
@@ -206,10 +210,7 @@ def estimate_memory(options: EstimateOptions) -> EstimateResult:
     if options.max is not None and hardware is not None:
         size = size_named(options.max, "--max")
         require_size(size, choices, "--max")
-        # As a plan does where nothing else fits.
-        offload = request.open_offload or choices.activation_offload
-        smallest = replace(request.choices, activation_offload=offload)
-        limit = largest(architecture, smallest, size, hardware)
+        limit = largest(architecture, sparing(request, hardware), size, hardware)
     if options.sweep is not None:
         size, values = sizes_of(options.sweep)
         require_size(size, choices, "--sweep")
@@ -261,6 +262,7 @@ def _of_flags(options: EstimateOptions) -> FitRequest:
         batch_rows=choices.micro_batch,
         open_checkpointing=not named and recomputes,
         open_offload="activation_offload" not in options.flags,
+        open_tiles="tiled_mlp" not in options.flags,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ftcli.errors import UsageError
 from ftcli.memory import Choices
 from ftcli.memory.architecture import Architecture
-from ftcli.memory.choices import MODE_NAMES, Mode, why_no_checkpointing
+from ftcli.memory.choices import MODE_NAMES, Mode, why_no_checkpointing, why_no_tiles
 from ftcli.memory.fit.limits import Size
 
 LORA: tuple[Mode, ...] = ("lora", "qlora")
@@ -62,6 +62,11 @@ def _impossible(
         yield f"--gradient-checkpointing: {why}: take --no-gradient-checkpointing"
     if given.get("activation_offload") and not choices.checkpointing:
         yield "--activation-offload keeps what gradient checkpointing keeps: turn that on"
+    if given.get("tiled_mlp"):
+        if (why := why_no_tiles(choices.mode, architecture)) is not None:
+            yield f"--tiled-mlp: {why}: take --no-tiled-mlp"
+        elif not choices.checkpointing:
+            yield "--tiled-mlp goes with gradient checkpointing: turn that on"
 
 
 def _computes_in_16_bits(choices: Choices) -> str:

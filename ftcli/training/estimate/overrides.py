@@ -51,6 +51,7 @@ KEYS = {
     "precision": "training.precision",
     "gradient_checkpointing": "training.gradient_checkpointing",
     "activation_offload": "training.activation_offload",
+    "tiled_mlp": "training.tiled_mlp",
     "attention": "model.attention",
 }
 # Flags without a key: `ftcli train` supports neither.
@@ -163,6 +164,7 @@ def with_flags(
         open_micro_batch=training.micro_batch_size == "auto",
         open_checkpointing=training.gradient_checkpointing == "auto" and recomputes,
         open_offload=training.activation_offload == "auto",
+        open_tiles=training.tiled_mlp == "auto",
         alpha=_alpha(recipe),
         rslora=isinstance(recipe.method, LoraKeys) and recipe.method.rslora,
         share_longer=_share_longer(loaded.output / "data") if prepared is not None else None,

@@ -20,7 +20,7 @@ from ftcli.config.recipe import (
 from ftcli.errors import MachineError, UsageError
 from ftcli.memory import Choices
 from ftcli.memory.architecture import Architecture
-from ftcli.memory.choices import Attention, Precision, why_no_checkpointing
+from ftcli.memory.choices import Attention, Precision, why_no_checkpointing, why_no_tiles
 from ftcli.memory.fit.request import require_mode
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.static import kept_dequantised_bytes
@@ -134,6 +134,7 @@ def make_plan(
         "packing": packing or False,
         "gradient_checkpointing": choices.gradient_checkpointing,
         "activation_offload": choices.offloading,
+        "tiled_mlp": choices.tiling,
         "eval_steps": eval_steps,
         "save_steps": save_steps,
     }
@@ -209,13 +210,19 @@ def _optimizations(
 def require_checkpointing(recipe: Recipe, architecture: Architecture) -> None:
     """Raise UsageError (`gradient_checkpointing`) if method or model do not support it."""
     why = why_no_checkpointing(recipe.method.mode, architecture)
-    if recipe.training.activation_offload is True and (
-        why is not None or recipe.training.gradient_checkpointing is False
-    ):
+    training, why_not = recipe.training, why_no_tiles(recipe.method.mode, architecture)
+    off = None
+    if training.gradient_checkpointing is False:
+        off = "set training.gradient_checkpointing to auto or true"
+    if training.activation_offload is True and (why or off):
         raise UsageError(
             "activation_offload",
-            "training.activation_offload keeps what gradient checkpointing keeps: "
-            f"{why or 'set training.gradient_checkpointing to auto or true'}",
+            f"training.activation_offload keeps what gradient checkpointing keeps: {why or off}",
+        )
+    if training.tiled_mlp is True and (why_not or off):
+        raise UsageError(
+            "tiled_mlp",
+            f"training.tiled_mlp goes with gradient checkpointing: {why_not or off}",
         )
     if why is not None and recipe.training.gradient_checkpointing is True:
         raise UsageError(

@@ -9,9 +9,10 @@ from typing import assert_never
 from ftcli.config.recipe import Bottleneck, Full, Lora, PrefixTuning, PromptTuning, Qlora, Recipe
 from ftcli.errors import MachineError
 from ftcli.memory import Choices, Estimate
-from ftcli.memory.activations.layers import offloaded_bytes
+from ftcli.memory.activations.layers import TILE_TOKENS, offloaded_bytes
 from ftcli.memory.architecture import Architecture
-from ftcli.memory.choices import Optimizer, why_no_checkpointing
+from ftcli.memory.choices import Optimizer, why_no_checkpointing, why_no_tiles
+from ftcli.memory.fit.request import open_or
 from ftcli.memory.fit.search import (
     CARD_TOKENS,
     CPU_TOKENS,
@@ -43,7 +44,7 @@ def fit_memory(
     base: Choices,
 ) -> tuple[Choices, Estimate]:
     """The cheapest values of everything that is `auto`; raises MachineError."""
-    options = _options(recipe, rows, hardware, base)
+    options = _options(recipe, architecture, rows, hardware, base)
 
     def has_room(candidate: Choices) -> bool:
         packed = _by_tokens(recipe, rows, hardware, candidate)
@@ -63,12 +64,22 @@ def fit_memory(
     return found, estimate_on(architecture, found, hardware)
 
 
-def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choices) -> Options:
+def _options(
+    recipe: Recipe,
+    architecture: Architecture,
+    rows: RowStatistics,
+    hardware: Hardware,
+    base: Choices,
+) -> Options:
     """Candidates for everything that is `auto`; one value for everything else."""
     training = recipe.training
     asked_rows = training.micro_batch_size
     open_checkpointing = training.gradient_checkpointing == "auto" and base.gradient_checkpointing
-    open_checkpointing &= training.activation_offload is not True  # which needs it
+    needs_it = training.activation_offload is True or training.tiled_mlp is True
+    open_checkpointing &= not needs_it
+    can = base.gradient_checkpointing and base.checkpointing
+    can_tile = can and why_no_tiles(base.mode, architecture) is None
+    offload, tiles = training.activation_offload, training.tiled_mlp
     eight_bit = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
     # Windows' driver does not page managed memory (bitsandbytes, issue 453).
     other: Optimizer = "adamw-8bit" if hardware.wsl else "paged-adamw-8bit"
@@ -82,7 +93,10 @@ def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choi
         target_modules=(base.target_modules,),
         optimizer=("adamw", other) if eight_bit else (base.optimizer,),
         attention=(base.attention,),
-        activation_offload=_offload(recipe, hardware, base),
+        activation_offload=open_or(
+            offload is True, offload == "auto" and can and hardware.kind == "cuda"
+        ),
+        tiled_mlp=open_or(tiles is True, tiles == "auto" and can_tile),
         gradient_checkpointing=(
             (False, True) if open_checkpointing else (base.gradient_checkpointing,)
         ),
@@ -90,14 +104,6 @@ def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choi
         batch_rows=training.batch_size,
         most_tokens=CARD_TOKENS if bounded else None,
     )
-
-
-def _offload(recipe: Recipe, hardware: Hardware, base: Choices) -> tuple[bool, ...]:
-    asked = recipe.training.activation_offload
-    if asked != "auto":
-        return (asked,)
-    can = hardware.kind == "cuda" and base.gradient_checkpointing and base.checkpointing
-    return (False, True) if can else (False,)
 
 
 def _micro_batch(
@@ -218,6 +224,8 @@ def whys_of_checkpointing(
     whys = {"training.gradient_checkpointing": _why_checkpointing(recipe, architecture, found)}
     if found.gradient_checkpointing and found.device == "cuda":
         whys["training.activation_offload"] = _why_offload(recipe, architecture, found)
+    if found.gradient_checkpointing:
+        whys["training.tiled_mlp"] = _why_tiles(recipe, architecture, found)
     return whys
 
 
@@ -229,6 +237,17 @@ def _why_checkpointing(recipe: Recipe, architecture: Architecture, found: Choice
     if found.gradient_checkpointing:
         return "activations do not fit without it; takes about a third more time"
     return "activations fit; computing them again would take a third more time"
+
+
+def _why_tiles(recipe: Recipe, architecture: Architecture, found: Choices) -> str:
+    asked = recipe.training.tiled_mlp
+    if (why := why_no_tiles(found.mode, architecture)) is not None:
+        return why
+    if not found.tiling:
+        return "set in the recipe" if asked is False else "activations of a whole MLP fit"
+    why = "set in the recipe" if asked is True else "activations of a whole MLP do not fit"
+    tiles = math.ceil(found.tokens / TILE_TOKENS)
+    return f"{why}; {tiles} of {TILE_TOKENS:,} tokens"
 
 
 def _why_offload(recipe: Recipe, architecture: Architecture, found: Choices) -> str:

@@ -23,7 +23,7 @@ from ftcli.config.recipe import Model, Training
 from ftcli.config.section import PositiveCount, Rate
 from ftcli.data.dataset import Dataset
 from ftcli.memory import Choices, Estimate
-from ftcli.memory.choices import Attention, Optimizer, Precision
+from ftcli.memory.choices import Attention, Optimizer, Precision, with_checkpointing
 from ftcli.memory.hardware import Hardware
 from ftcli.runs.results import Result
 from ftcli.runs.training_records import TrainingRecord
@@ -123,6 +123,7 @@ class PlannedTraining(Training):
     """Most tokens of a micro-batch of packed rows; false: rows are padded."""
     gradient_checkpointing: bool
     activation_offload: bool = False
+    tiled_mlp: bool = False
     eval_steps: PositiveCount
     save_steps: PositiveCount
 
@@ -189,7 +190,9 @@ class Plan(TrainingRecord):
     def headline(self) -> str:
         """The plan in one line, the machine first."""
         checkpointing = "on" if self.training.gradient_checkpointing else "off"
-        checkpointing += ", hidden states in RAM" if self.training.activation_offload else ""
+        checkpointing += with_checkpointing(
+            self.training.tiled_mlp, self.training.activation_offload
+        )
         peak, free = self.estimate.peak_bytes / GIB, self.hardware.free_bytes / GIB
         replayed = f" · {self.rows.in_words}" if self.rows.replayed_rows else ""
         return (
@@ -254,6 +257,7 @@ def choices_of(
         gradient_accumulation=training.batch_size // micro_batch,
         gradient_checkpointing=training.gradient_checkpointing is not False,
         activation_offload=training.activation_offload is True,
+        tiled_mlp=training.tiled_mlp is True,
         label_share=rows.label_share,
         device="cuda" if hardware is None or hardware.kind == "cuda" else "cpu",
         optimized=why_not_optimized(training, hardware) is None,
