@@ -1,4 +1,5 @@
-"""Private names of Python and libraries that ftcli cannot avoid: six, each with its reason.
+"""Names of Python and libraries that ftcli uses or replaces though they are private: seven, each
+with its reason.
 
 tests/test_compat.py fails first when a library moves one. Libraries are imported in functions, to
 keep this module light. Not counted: methods of transformers' Trainer (training/) and PEFT's
@@ -80,6 +81,17 @@ def attention_named(model: PreTrainedModel, name: str) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+def repeat_shared_keys() -> None:
+    """Have transformers repeat keys that several heads share before it calls torch's sdpa.
+
+    On a GPU before 2020 torch has no fused kernel for shared keys, and would make all scores
+    (aten/native/transformers/cuda/sdp_utils.cpp); transformers 5.24 asks for no such case.
+    """
+    from transformers.integrations import sdpa_attention
+
+    sdpa_attention.use_gqa_in_sdpa = lambda *_: False
 
 
 def softmax_backward(upstream: Tensor, probabilities: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.integrations import sdpa_attention
 
 from ftcli import compat
 from tests.experts import mixture
@@ -106,6 +107,31 @@ def test_a_process_that_ends_runs_its_exit_functions_and_keeps_what_it_printed()
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert (ended.returncode, ended.stdout) == (3, "printed\nregistered\n")
+
+
+def test_shared_keys_are_repeated_where_no_kernel_takes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same logits; if the first part fails, transformers has changed, and repeats by itself."""
+    own = sdpa_attention.use_gqa_in_sdpa
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", own)
+    asked: list[bool] = []
+    sdpa = F.scaled_dot_product_attention
+
+    def ask(*arguments: Any, enable_gqa: bool = False, **keywords: Any) -> torch.Tensor:
+        asked.append(enable_gqa)
+        return sdpa(*arguments, enable_gqa=enable_gqa, **keywords)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", ask)
+    model, ids = llama(num_key_value_heads=1), torch.arange(1, 9)[None]
+    with torch.no_grad():
+        shared = model(input_ids=ids).logits
+        assert asked and all(asked)
+        asked.clear()
+        compat.repeat_shared_keys()
+        repeated = model(input_ids=ids).logits
+    assert asked and not any(asked)
+    assert torch.allclose(shared, repeated, atol=1e-6)
 
 
 def test_fake_tensors_have_sizes_and_storages_that_stay_the_same_object() -> None:

@@ -161,6 +161,9 @@ class Choices:
     liger: bool = False
     """Norms, rotary positions and the MLP's gate are Liger's kernels (ftcli.kernels.liger): a norm
     keeps its input as it is, and the gate's activation is made again."""
+    shares_keys: bool = True
+    """The GPU's fused attention takes keys that several heads share; before 2020 they are repeated
+    for it (ftcli.compat)."""
     keeps_dequantised: bool = False
     """Dequantised copies of all 4-bit weights stay in memory (a CPU with room)."""
     packed_rows: bool = False
@@ -298,7 +301,7 @@ class Choices:
 
         transformers/integrations/sdpa_attention.py: `use_gqa_in_sdpa` is false with a mask.
         """
-        return self.mask
+        return self.mask or not self.shares_keys
 
     def way(self, kind: LayerKind | None = None) -> Way:
         """How a layer of this kind computes; without one, a layer without a window."""

@@ -17,6 +17,8 @@ CARD_KERNELS = ("liger_kernel",)
 
 # CUDA programming guide, table of arithmetic by compute capability: bf16 since Ampere.
 FIRST_WITH_BF16: ComputeCapability = (8, 0)
+# torch's fused attention for keys that heads share (aten/native/transformers/cuda/sdp_utils.cpp).
+FIRST_WITH_SHARED_KEYS: ComputeCapability = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,12 @@ class Hardware:
             return f"{self.name} (the first of {self.gpus} GPUs)"
         named = self.kind == "cuda" or self.name == "CPU"
         return self.name if named else f"CPU ({self.name})"
+
+    @property
+    def shares_keys(self) -> bool:
+        """Its fused attention takes keys that several heads share."""
+        capability = self.compute_capability
+        return capability is None or capability >= FIRST_WITH_SHARED_KEYS
 
     @property
     def usable_bytes(self) -> int:

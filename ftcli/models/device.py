@@ -22,6 +22,7 @@ from ftcli.kernels.cpu import return_freed_memory
 from ftcli.memory.hardware import (
     CARD_KERNELS,
     FIRST_WITH_BF16,
+    FIRST_WITH_SHARED_KEYS,
     LEFT_FREE_BYTES,
     ComputeCapability,
     Hardware,
@@ -216,6 +217,12 @@ def free_memory() -> None:
 def device_of(hardware: Hardware) -> torch.device:
     """torch's name for the hardware."""
     return torch.device("cuda", 0) if hardware.kind == "cuda" else torch.device("cpu")
+
+
+def shares_keys(device: torch.device) -> bool:
+    """See `Hardware.shares_keys`, of a GPU of NVIDIA; ROCm has a kernel of its own."""
+    capability = torch.cuda.get_device_capability(device)
+    return torch.version.hip is not None or capability >= FIRST_WITH_SHARED_KEYS
 
 
 def input_device(network: PreTrainedModel) -> torch.device:

@@ -22,7 +22,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from transformers import masking_utils
 
-from ftcli.memory.hardware import Card, find_card
+from ftcli.memory.hardware import FIRST_WITH_SHARED_KEYS, Card, find_card
 
 LIBRARIES = Path(torch.__file__).parent / "lib"
 CUDA = 1  # c10/core/DeviceType.h
@@ -164,12 +164,14 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The kernel that torch 2.13 chooses on Ampere or later (ATen/native/transformers/cuda,
-    sdp_utils.cpp): a CPU build has only the products."""
+    """The kernel that torch 2.13 chooses (ATen/native/transformers/cuda, sdp_utils.cpp): a CPU
+    build has only the products."""
     if torch.is_autocast_enabled("cuda"):  # it casts for this function (ATen/autocast_mode.h)
         half = torch.get_autocast_dtype("cuda")
         query, key, value = (each.to(half) for each in (query, key, value))
-    if attn_mask is None and query.dtype in (torch.bfloat16, torch.float16):
+    fused = torch.cuda.get_device_capability() >= FIRST_WITH_SHARED_KEYS
+    assert fused or not enable_gqa, "all scores would be made"
+    if fused and attn_mask is None and query.dtype in (torch.bfloat16, torch.float16):
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
     if enable_gqa:

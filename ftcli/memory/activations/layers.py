@@ -245,6 +245,8 @@ def _attention_change(kind: LayerKind, choices: Choices) -> float:
         elif choices.repeated_keys:
             width = call.kv_heads * (call.key_width + call.value_width)
             change += each * width * choices.repeated_keys / choices.tokens
+        elif choices.attention == "sdpa" and not (choices.mask or choices.shares_keys):
+            change += repeated
         elif _computes_scores(choices) and grouped:
             change += repeated + 4 * call.heads * choices.keys - output
         if choices.stack.fused_qkv and not choices.repeats_kv:
@@ -262,7 +264,7 @@ def _kept_keys(choices: Choices) -> int:
 def _computes_scores(choices: Choices) -> bool:
     """torch's sdpa without a fused kernel: on CUDA none takes fp32 and shared keys together
     (aten/native/transformers/cuda/sdp_utils.cpp)."""
-    fused = choices.attention == "sdpa" and not choices.mask
+    fused = choices.attention == "sdpa" and not choices.mask and choices.shares_keys
     return fused and choices.compute_bytes == 4 and choices.device == "cuda"
 
 

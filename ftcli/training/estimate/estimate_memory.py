@@ -194,7 +194,7 @@ def estimate_memory(options: EstimateOptions) -> EstimateResult:
     options.require_answerable()
     hardware = options.find_hardware()
     recipe = _recipe(options, hardware)
-    request = recipe.request if recipe is not None else _of_flags(options)
+    request = recipe.request if recipe is not None else _of_flags(options, hardware)
     architecture, choices = request.architecture, request.choices
     require_consistent(options.flags, choices, architecture)
     open_choices = request.open_choices if recipe is not None else ()
@@ -247,11 +247,13 @@ def _recipe(options: EstimateOptions, hardware: Hardware | None) -> RecipeWithFl
     return with_flags(loaded, options.model, options.flags, hardware)
 
 
-def _of_flags(options: EstimateOptions) -> FitRequest:
+def _of_flags(options: EstimateOptions, hardware: Hardware | None) -> FitRequest:
     flags = {"seq_len" if name == "max_length" else name: v for name, v in options.flags.items()}
     architecture = find_architecture(from_here(options.model or ""))
     liger = architecture.model_type in PACKED_TYPES  # as ftcli.training.plan.optimizations
-    choices = replace(Choices(mode="lora", optimized=True, liger=liger), **flags)
+    shares_keys = hardware is None or hardware.shares_keys
+    start = Choices(mode="lora", optimized=True, liger=liger, shares_keys=shares_keys)
+    choices = replace(start, **flags)
     named = "gradient_checkpointing" in options.flags
     recomputes = why_no_checkpointing(choices.mode, architecture) is None
     if not named:

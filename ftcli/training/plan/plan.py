@@ -261,6 +261,7 @@ def choices_of(
         label_share=rows.label_share,
         device="cuda" if hardware is None or hardware.kind == "cuda" else "cpu",
         optimized=why_not_optimized(training, hardware) is None,
+        shares_keys=hardware is None or hardware.shares_keys,
     )
 
 
