@@ -54,6 +54,7 @@ lint: $(VENV)/.dev
 card: $(VENV)/.dev
 	$(BIN)/python scripts/small_model.py $(MODEL)
 	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(BIN)/python -m pytest -m gpu -rs
+	$(BIN)/python -m scripts.bench_card
 	$(BIN)/python -m scripts.measure_vram
 	$(BIN)/python -m scripts.bench_optimizations --model $(MODEL)
 

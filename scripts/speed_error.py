@@ -8,7 +8,6 @@ python -m scripts.speed_error --write      write the table of docs/performance.m
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +19,15 @@ from scipy.optimize import minimize
 from ftcli.errors import FtcliError
 from ftcli.memory import Choices, Stack
 from ftcli.memory.architecture import Architecture
-from ftcli.memory.hardware import GpuSpeed, gpu_speed
-from ftcli.memory.speed import COEFFICIENTS, Coefficients, coefficients, require_timed, step_time
+from ftcli.memory.hardware import GPU_SPEEDS, GpuSpeed, gpu_name
+from ftcli.memory.speed import (
+    Coefficients,
+    coefficients,
+    require_timed,
+    stated_rates,
+    step_time,
+    store,
+)
 from scripts.measured_runs import DATA, NotExpressible, Row, measured_architecture, read_rows
 
 TABLE = DATA / "measured_speed.csv"
@@ -61,7 +67,8 @@ class TimedRun:
 
     def error(self, fitted: Coefficients) -> float:
         """Logarithm of estimated by published seconds."""
-        found = step_time(self.architecture, self.choices, self.gpu, fitted)
+        rates = stated_rates(self.gpu, fitted)
+        found = step_time(self.architecture, self.choices, rates, fitted)
         return math.log(self.tokens_per_second / found.tokens_per_second)
 
 
@@ -81,7 +88,7 @@ def timed_run(row: Row) -> TimedRun:
     architecture = measured_architecture(row["model"])
     choices = timed_choices(row)
     require_timed(architecture, choices)
-    gpu = OTHER_GPUS.get(row["gpu"]) or gpu_speed(row["gpu"])
+    gpu = OTHER_GPUS.get(row["gpu"]) or GPU_SPEEDS.get(gpu_name(row["gpu"]) or "")
     if gpu is None:
         raise NotExpressible(f"gpu {row['gpu']!r}")
     return TimedRun(row, architecture, choices, gpu, float(row["tokens_per_second"]))
@@ -203,8 +210,7 @@ def main() -> None:
     fitted_on, _ = halves(runs)
     if arguments.fit:
         rounded = {name: float(f"{v:.4g}") for name, v in asdict(fit(fitted_on)).items()}
-        COEFFICIENTS.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
-        coefficients.cache_clear()
+        store("fitted", rounded)
     if arguments.write:
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(table())

@@ -158,7 +158,8 @@ def prepare_recipe(
     from ftcli.memory.known_models import model_source
     from ftcli.runs.folder import find_run
     from ftcli.training.job import TrainJob, open_model, require_separate_output, require_trackers
-    from ftcli.training.plan.decide import make_plan, require_l2_sp
+    from ftcli.training.plan.decide import make_plan
+    from ftcli.training.plan.learning_rate import require_l2_sp
     from ftcli.training.plan.plan import RowStatistics
 
     loaded, named = load_recipe(recipe, overrides), find_run(recipe)

@@ -129,12 +129,13 @@ GPU_SPEEDS = {
 _ADDED = re.compile(r"NVIDIA|GeForce|Tesla|[-\s]SXM\d?|[-\s]?PCI[Ee]|HBM\de?|[-\s]\d+\s?GB\b")
 
 
-def gpu_speed(name: str) -> GpuSpeed | None:
-    """Of a GPU by its name here or in the driver; None for another, such as a laptop's."""
+def gpu_name(name: str) -> str | None:
+    """In GPU_SPEEDS, of a GPU by its name here or in the driver; None for another, such as a
+    laptop's."""
     model = _ADDED.sub(" ", name).strip()
     if model == "A100" and re.search(r"\b40\s?GB", name):
         model = "A100 40GB"
-    return GPU_SPEEDS.get(model)
+    return model if model in GPU_SPEEDS else None
 
 
 # What PCIe 4.0 with 16 lanes reaches for pinned memory, of 32 GB/s.

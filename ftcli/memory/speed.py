@@ -26,7 +26,7 @@ from ftcli.memory.hardware import (
     PCIE_BYTES_PER_SECOND,
     GpuSpeed,
     Hardware,
-    gpu_speed,
+    gpu_name,
 )
 from ftcli.memory.trained import trainable_parameters, trains_head
 
@@ -111,9 +111,63 @@ class StepTime:
         return self.tokens / self.seconds
 
 
+@dataclass(frozen=True)
+class Rates:
+    """What a GPU reaches in a training."""
+
+    product_flops: float
+    """In a second of 16-bit products."""
+    bytes: float
+    """In a second: of its memory."""
+    copied_bytes: float
+    """In a second: between its memory and pinned RAM."""
+    launch_seconds: float
+
+
 @cache
+def _stored() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(COEFFICIENTS.read_text(encoding="utf-8"))
+    return found
+
+
+def store(part: str, values: dict[str, Any]) -> None:
+    """Write `fitted` or `measured`; scripts do."""
+    text = json.dumps(_stored() | {part: values}, indent=1)
+    COEFFICIENTS.write_text(f"{text}\n", encoding="utf-8")
+    _stored.cache_clear()
+
+
 def coefficients() -> Coefficients:
-    return Coefficients(**json.loads(COEFFICIENTS.read_text(encoding="utf-8")))
+    return Coefficients(**_stored()["fitted"])
+
+
+def measured() -> dict[str, dict[str, float]]:
+    """Rates of GPUs that scripts/bench_card.py has measured, by their names in GPU_SPEEDS."""
+    found: dict[str, dict[str, float]] = _stored()["measured"]
+    return found
+
+
+def stated_rates(gpu: GpuSpeed, fitted: Coefficients | None = None) -> Rates:
+    """By its maker's figures, and the shares of them that published runs reached."""
+    found = fitted or coefficients()
+    peak = gpu.tflops * 1e12
+    reached = found.products * (peak / REFERENCE) ** -found.exponent
+    reached *= found.low_power if gpu.low_power else 1.0
+    return Rates(
+        product_flops=peak * min(reached, 1.0),
+        bytes=gpu.gigabytes_per_second * 1e9 * REACHED_BANDWIDTH,
+        copied_bytes=PCIE_BYTES_PER_SECOND,
+        launch_seconds=found.launch_seconds,
+    )
+
+
+def rates_of(gpu: str) -> Rates | None:
+    """Of a GPU by its name here or in the driver: measured, else stated; None for another."""
+    name = gpu_name(gpu)
+    if name is None:
+        return None
+    own = measured().get(name)
+    return stated_rates(GPU_SPEEDS[name]) if own is None else Rates(**own)
 
 
 @dataclass(frozen=True)
@@ -189,14 +243,14 @@ def run_time(
 ) -> RunTime:
     """The time of a training of so many tokens; raises MachineError (`time`)."""
     require_timed(architecture, choices)
-    gpu = gpu_speed(hardware.name)
-    if gpu is None:
+    rates = rates_of(hardware.name)
+    if rates is None:
         raise MachineError(
             "time",
             f"--time: the speed of {hardware.name} is not known; name a GPU, as --gpu 4090 "
             f"({', '.join(GPU_SPEEDS)})",
         )
-    step = step_time(architecture, choices, gpu)
+    step = step_time(architecture, choices, rates)
     seconds = None if tokens is None else tokens / step.tokens_per_second
     return RunTime(step, seconds, cost_per_hour)
 
@@ -217,24 +271,20 @@ def require_timed(architecture: Architecture, choices: Choices) -> None:
 def step_time(
     architecture: Architecture,
     choices: Choices,
-    gpu: GpuSpeed,
+    rates: Rates,
     fitted: Coefficients | None = None,
 ) -> StepTime:
-    """Seconds of an optimizer step on this GPU."""
+    """Seconds of an optimizer step on a GPU of these rates."""
     found, work = fitted or coefficients(), step_work(architecture, choices)
-    peak = gpu.tflops * 1e12
-    reached = found.products * (peak / REFERENCE) ** -found.exponent
-    reached *= found.low_power if gpu.low_power else 1.0
     moved = found.moved * (found.fused if is_fused(choices) else 1.0)
     lora = 0.0 if fuses_lora(choices) else found.moved_lora
     total_bytes = moved * work.plain_bytes + lora * work.lora_bytes + work.other_bytes
     copied = choices.gradient_accumulation * 2 * offloaded_bytes(architecture, choices)
-    copies = 0.0 if choices.stack.overlaps_copies else copied / PCIE_BYTES_PER_SECOND
     parts = {
-        "products": work.product_flops / (peak * min(reached, 1.0)),
-        "memory": total_bytes / (gpu.gigabytes_per_second * 1e9 * REACHED_BANDWIDTH),
-        "launches": work.launches * found.launch_seconds,
-        "copies": copies,
+        "products": work.product_flops / rates.product_flops,
+        "memory": total_bytes / rates.bytes,
+        "launches": work.launches * rates.launch_seconds,
+        "copies": 0.0 if choices.stack.overlaps_copies else copied / rates.copied_bytes,
     }
     on_gpu = parts["products"] + parts["memory"] + parts["copies"]
     # The host launches while the GPU computes; where both take as long, neither hides the other.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ftcli.compat import repeat_shared_keys
 from ftcli.config.recipe import Device, Recipe
 from ftcli.environment import is_wsl
 from ftcli.errors import MachineError
@@ -219,10 +220,12 @@ def device_of(hardware: Hardware) -> torch.device:
     return torch.device("cuda", 0) if hardware.kind == "cuda" else torch.device("cpu")
 
 
-def shares_keys(device: torch.device) -> bool:
-    """See `Hardware.shares_keys`, of a GPU of NVIDIA; ROCm has a kernel of its own."""
-    capability = torch.cuda.get_device_capability(device)
-    return torch.version.hip is not None or capability >= FIRST_WITH_SHARED_KEYS
+def repeat_keys_if_needed(device: torch.device) -> None:
+    """See `Hardware.shares_keys`: of a GPU of NVIDIA; ROCm has a kernel of its own."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return
+    if torch.cuda.get_device_capability(device) < FIRST_WITH_SHARED_KEYS:
+        repeat_shared_keys()
 
 
 def input_device(network: PreTrainedModel) -> torch.device:

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ftcli.compat import plain_falcon_layers, repeat_shared_keys, stay_in_place
+from ftcli.compat import plain_falcon_layers, stay_in_place
 from ftcli.config.recipe import Data, Model, Recipe
 from ftcli.data.tokenizing.choose_template import choose_template
 from ftcli.data.tokenizing.rendering import Renderer
@@ -32,7 +32,7 @@ from ftcli.kernels.expert_stacks import (
 from ftcli.kernels.experts import use_own_experts
 from ftcli.models.architectures.find import architecture_of_config
 from ftcli.models.architectures.model_class import mend_text_forward, model_class, open_config
-from ftcli.models.device import shares_keys
+from ftcli.models.device import repeat_keys_if_needed
 from ftcli.models.files.quantized_files import dequantise_on_loading, quantise_linear
 from ftcli.models.files.untrusted import (
     opening,
@@ -106,10 +106,8 @@ def load_base(
     """
     config = open_config(source, model.revision)
     refuse_foreign_weights(source, model.revision)
-    if device.type == "cuda" and not shares_keys(device):
-        repeat_shared_keys()
-    dequantised = dequantise_on_loading(config, source)
-    stored = config.dtype or torch.float32
+    repeat_keys_if_needed(device)
+    dequantised, stored = dequantise_on_loading(config, source), config.dtype or torch.float32
     extra: dict[str, Any] = {"config": config} if dequantised else {}
     stacks: Mapping[str, Sequence[int]] = {}
     if quantization is not None and not dequantised:

@@ -21,7 +21,7 @@ from ftcli.training.building import build_trainer, save_trained
 from ftcli.training.callbacks import BeforeFirstStep, ScheduleCallback, init_trackers
 from ftcli.training.checkpoint import RECORDS, STATE, NotFiniteError
 from ftcli.training.job import TrainJob, TrainResult
-from ftcli.training.plan.decide import lost_pulls
+from ftcli.training.plan.learning_rate import lost_pulls
 from ftcli.training.preflight import MemoryMeter, StepMemory, run_preflight
 from ftcli.training.resuming import require_room, resume_point
 from ftcli.training.run_record import begin_run, known_seconds, record_memory

@@ -23,7 +23,6 @@ from transformers.initialization import no_init_weights
 from transformers.utils.quantization_config import BitsAndBytesConfig
 
 from ftcli.cli.train.train_recipe import open_recipe, plan_job, prepare_rows
-from ftcli.compat import repeat_shared_keys
 from ftcli.config.loader import load_recipe
 from ftcli.console import Terminal
 from ftcli.kernels.experts import use_own_experts
@@ -31,7 +30,7 @@ from ftcli.memory.hardware import find_card
 from ftcli.models import device, text_forward
 from ftcli.models.architectures.find import architecture_of_config
 from ftcli.models.architectures.model_class import mend_text_forward, model_class
-from ftcli.models.device import shares_keys
+from ftcli.models.device import repeat_keys_if_needed
 from ftcli.models.methods import keep_four_bit_trainable
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.signals import StopSignals
@@ -205,8 +204,7 @@ def _base(
     quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """As `load_base`, from the config alone."""
-    if not shares_keys(device):
-        repeat_shared_keys()
+    repeat_keys_if_needed(device)
     config = AutoConfig.from_pretrained(source)
     kind: Any = model_class(config)
     with no_init_weights(), torch.device(device):

@@ -19,7 +19,7 @@ from ftcli.evaluation.compare.cells import (
     require_methods,
     short_rate,
 )
-from ftcli.training.plan.decide import choose_learning_rate
+from ftcli.training.plan.learning_rate import choose_learning_rate
 
 LORA = {"mode": "lora", "rank": 4, "target_modules": ["q_proj"]}
 

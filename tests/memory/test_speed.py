@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ftcli.cli import run
 from ftcli.errors import MachineError
-from ftcli.memory import Choices
-from ftcli.memory.hardware import GPU_SPEEDS, KNOWN_CARDS, find_card, gpu_speed
-from ftcli.memory.speed import coefficients, run_time, step_time, step_work
+from ftcli.memory import Choices, speed
+from ftcli.memory.hardware import GPU_SPEEDS, KNOWN_CARDS, find_card, gpu_name
+from ftcli.memory.speed import (
+    COEFFICIENTS,
+    coefficients,
+    rates_of,
+    run_time,
+    stated_rates,
+    step_time,
+    step_work,
+    store,
+)
 from ftcli.models.architectures.find import find_architecture
-from scripts import speed_error
+from ftcli.training.plan.decide import make_plan
+from scripts import bench_card, speed_error
 from scripts.measured_runs import read_rows
 from scripts.speed_error import PAGE, TABLE, halves, page, score, timed_run, timed_runs
+from tests.training.planning import LARGE, PROFILE, SMALL, cpu, recipe
 
 LLAMA = find_architecture("llama-3.1-8b")
 QLORA = Choices(mode="qlora", optimized=True, liger=True, seq_len=2048)
-RTX_4090 = GPU_SPEEDS["RTX 4090"]
+RTX_4090 = stated_rates(GPU_SPEEDS["RTX 4090"])
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +105,14 @@ def test_a_step_of_several_micro_batches_is_their_sum() -> None:
 
 def test_every_known_gpu_has_a_speed() -> None:
     for card in KNOWN_CARDS:
-        assert gpu_speed(card.name) is not None, card.name
-    assert gpu_speed("NVIDIA GeForce RTX 4090") == RTX_4090
-    assert gpu_speed("NVIDIA A100-SXM4-80GB") == GPU_SPEEDS["A100"]
-    assert gpu_speed("NVIDIA H100 80GB HBM3") == GPU_SPEEDS["H100"]
-    assert gpu_speed("NVIDIA A100-PCIE-40GB") == GPU_SPEEDS["A100 40GB"]
-    assert gpu_speed("Tesla T4") == GPU_SPEEDS["T4"]
+        assert gpu_name(card.name) is not None, card.name
+    assert gpu_name("NVIDIA GeForce RTX 4090") == "RTX 4090"
+    assert gpu_name("NVIDIA A100-SXM4-80GB") == "A100"
+    assert gpu_name("NVIDIA H100 80GB HBM3") == "H100"
+    assert gpu_name("NVIDIA A100-PCIE-40GB") == "A100 40GB"
+    assert gpu_name("Tesla T4") == "T4"
     for other in ("GPU of 24GB", "NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 3080 Ti", "A1000"):
-        assert gpu_speed(other) is None, other
+        assert gpu_name(other) is None, other
 
 
 @pytest.mark.parametrize(
@@ -157,3 +171,47 @@ def test_with_prepared_rows_it_says_hours_and_cost(
     assert run(["estimate-vram", recipe, "--gpu", "4090", "--time", "--cost-per-hour", "2"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "tokens per second (" in said and "at 2 per hour" in said
+
+
+def test_what_was_measured_of_a_gpu_takes_the_place_of_what_is_stated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "speed.json"
+    file.write_text(COEFFICIENTS.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(speed, "COEFFICIENTS", file)
+    speed._stored.cache_clear()
+    try:
+        before = coefficients()
+        rates = bench_card.measure(torch.device("cpu"), (64, 64, 64), 2**16, 10)
+        assert min(asdict(rates).values()) > 0
+        store("measured", {"RTX 4090": asdict(rates)})
+        assert rates_of("NVIDIA GeForce RTX 4090") == rates != RTX_4090
+        assert rates_of("RTX 3090") == stated_rates(GPU_SPEEDS["RTX 3090"])
+        assert coefficients() == before
+        work = step_work(LLAMA, QLORA)
+        assert step_time(LLAMA, QLORA, rates).seconds > work.product_flops / rates.product_flops
+    finally:
+        speed._stored.cache_clear()
+
+
+def test_a_machine_without_a_known_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MachineError, match="is no GPU that ftcli knows the speed of"):
+        bench_card.main()
+
+
+def test_a_plan_says_what_each_choice_saves_or_costs() -> None:
+    rows = replace(PROFILE, longest_tokens=400, common_tokens=50)
+    reasons = make_plan(recipe("qlora"), LARGE, rows, find_card("4090").hardware).reasons
+    assert "; padded rows would have up to 2.0 times the tokens" in reasons["training.packing"]
+    assert "fewer tokens in a step" in reasons["optimizations.shared_prefix"]
+    for key in ("optimizations.fused_lora", "optimizations.liger"):
+        assert re.search(r"; about \d+% less time a step \(estimated\)$", reasons[key]), key
+    long = make_plan(
+        recipe("qlora"), LARGE, replace(rows, longest_tokens=80_000), find_card("4090").hardware
+    )
+    for key in ("training.tiled_mlp", "training.activation_offload"):
+        assert re.search(r"; about \d+% more time a step \(estimated\)$", long.reasons[key]), key
+    unknown = make_plan(recipe("qlora"), LARGE, rows, find_card("24GB").hardware)
+    on_cpu = make_plan(recipe("lora"), SMALL, PROFILE, cpu())
+    for plan in (unknown, on_cpu):
+        assert not any("estimated)" in reason for reason in plan.reasons.values())

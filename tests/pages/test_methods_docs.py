@@ -14,7 +14,7 @@ from ftcli.config.recipe import Method, Recipe
 from ftcli.memory.choices import Choices, Mode
 from ftcli.memory.trained import trainable_parameters
 from ftcli.models.architectures.find import find_architecture
-from ftcli.training.plan.decide import choose_learning_rate
+from ftcli.training.plan.learning_rate import choose_learning_rate
 
 TEXT = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 METHODS: TypeAdapter[Any] = TypeAdapter(Method)

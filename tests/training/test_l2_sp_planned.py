@@ -17,7 +17,7 @@ from ftcli.models.architectures.find import find_architecture
 from ftcli.models.load import load_base
 from ftcli.models.methods import attach
 from ftcli.training.l2_sp import L2SP
-from ftcli.training.plan.decide import BF16_ROUNDS_BELOW
+from ftcli.training.plan.learning_rate import BF16_ROUNDS_BELOW
 from tests.commands.test_training import adapter_digest, train
 from tests.conftest import Capture, Recipes, save_tiny_model
 from tests.tiers import tiers

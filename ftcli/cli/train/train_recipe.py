@@ -188,7 +188,7 @@ def open_recipe(loaded: RecipeFile, init_from: OpenRun | None) -> tuple[RecipeFi
     from ftcli.cli.prepare import require_rows
     from ftcli.evaluation.scoring import require_scored_files
     from ftcli.training.job import open_model, require_trackers, starting_from
-    from ftcli.training.plan.decide import require_l2_sp
+    from ftcli.training.plan.learning_rate import require_l2_sp
 
     require_trackers(loaded.recipe)
     require_scored_files(loaded)

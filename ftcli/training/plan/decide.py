@@ -10,12 +10,10 @@ from ftcli.config.recipe import (
     Bottleneck,
     Full,
     Lora,
-    Method,
     PrefixTuning,
     PromptTuning,
     Qlora,
     Recipe,
-    l2_sp_fault,
 )
 from ftcli.errors import MachineError, UsageError
 from ftcli.memory import Choices
@@ -25,7 +23,8 @@ from ftcli.memory.fit.request import require_mode
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.static import kept_dequantised_bytes
 from ftcli.memory.trained import trainable_parameters
-from ftcli.shell import shown_size
+from ftcli.training.plan.gains import with_gains
+from ftcli.training.plan.learning_rate import choose_learning_rate, require_l2_sp, why_l2_sp
 from ftcli.training.plan.memory import (
     choose_micro_batch,
     fit_memory,
@@ -44,6 +43,7 @@ from ftcli.training.plan.optimizations import (
     why_padded,
 )
 from ftcli.training.plan.plan import (
+    AS_SET,
     Decided,
     Optimizations,
     Plan,
@@ -53,11 +53,6 @@ from ftcli.training.plan.plan import (
     choices_of,
     choices_of_method,
 )
-
-AS_SET = "set in the recipe"
-
-# bf16 has 8 bits: a relative change of a weight below half a step is rounded away.
-BF16_ROUNDS_BELOW = 2**-9
 
 # Validations may take this share of the time that training takes.
 VALIDATION_SHARE = 0.1
@@ -95,6 +90,13 @@ def make_plan(
     recipe: Recipe, architecture: Architecture, rows: RowStatistics, hardware: Hardware
 ) -> Plan:
     """Decide everything that is `auto`; raises ModelError, MachineError and UsageError."""
+    plan = _decided(recipe, architecture, rows, hardware)
+    return plan.model_copy(update={"reasons": with_gains(plan, architecture)})
+
+
+def _decided(
+    recipe: Recipe, architecture: Architecture, rows: RowStatistics, hardware: Hardware
+) -> Plan:
     _require_keys(recipe, architecture, hardware)
     reasons: dict[str, str] = {}
     precision, reasons["training.precision"] = choose_precision(recipe, hardware)
@@ -299,59 +301,6 @@ def choose_attention(
     if "sdpa" not in architecture.attention:
         return "eager", "transformers has no sdpa attention for this model"
     return "sdpa", "torch's own fused kernels, without another package"
-
-
-def choose_learning_rate(recipe: Recipe) -> Decided[float]:
-    """The recipe's learning rate, or the method's own default."""
-    asked = recipe.training.learning_rate
-    return (asked, AS_SET) if asked != "auto" else default_learning_rate(recipe.method)
-
-
-def default_learning_rate(method: Method) -> Decided[float]:
-    match method:
-        case Full():
-            return 2e-5, "usual for full fine-tuning (1e-5 to 5e-5)"
-        case Lora() | Qlora():
-            return 2e-4, "usual for low-rank updates (QLoRA, Dettmers et al. 2023, table 9)"
-        case Bottleneck():
-            return 1e-3, "in the range of the authors (Houlsby et al. 2019, section 3.2)"
-        case PrefixTuning(projection=True):
-            return 1e-3, "an MLP makes the prefix; measured, see docs/methods.md"
-        case PrefixTuning():
-            return 3e-2, "keys and values are large numbers; measured, see docs/methods.md"
-        case PromptTuning():
-            return 3e-2, "few weights far from the output; measured, at 2e-4 they learn nothing"
-        case _:
-            assert_never(method)
-
-
-def require_l2_sp(recipe: Recipe) -> None:
-    """Raise UsageError (`l2_sp`) if a step would pull weights to their start, or beyond it."""
-    rate, _ = choose_learning_rate(recipe)
-    wrong = l2_sp_fault(rate, recipe.training.l2_sp)
-    if wrong is not None:
-        raise UsageError("l2_sp", wrong)
-
-
-def why_l2_sp(recipe: Recipe, precision: Precision, starts_bytes: int) -> str:
-    """Its effect in a step; raises as `require_l2_sp`."""
-    require_l2_sp(recipe)
-    rate, _ = choose_learning_rate(recipe)
-    pull = rate * recipe.training.l2_sp
-    lost = f"; {lost_pulls(pull)}" if precision == "pure-bf16" else ""
-    return (
-        f"a step pulls weights up to {pull:.2%} of the way back to their start; starting weights "
-        f"take {shown_size(starts_bytes)}{lost}"
-    )
-
-
-def lost_pulls(pull: float) -> str:
-    """Effect of pure-bf16's rounding on pulls by this share of the way, in words."""
-    least = BF16_ROUNDS_BELOW / pull
-    return (
-        f"in pure-bf16 pulls this small round to zero until a weight is {least:.2g} of its own "
-        "size away from its start"
-    )
 
 
 def count_steps(recipe: Recipe, rows: RowStatistics) -> tuple[int, float, str]:

@@ -28,7 +28,7 @@ from ftcli.memory.fit.search import (
 from ftcli.memory.hardware import PCIE_BYTES_PER_SECOND, Hardware
 from ftcli.shell import gib, shown_size
 from ftcli.training.plan.optimizations import may_cache_dequantised
-from ftcli.training.plan.plan import Decided, RowStatistics, packed
+from ftcli.training.plan.plan import AS_SET, Decided, RowStatistics, packed
 
 # Of free RAM, what offloaded hidden states may take: they are in pinned memory.
 OFFLOAD_SHARE = 0.7
@@ -199,7 +199,7 @@ def _cheaper(recipe: Recipe) -> str:
 
 def why_optimizer(recipe: Recipe, hardware: Hardware, found: Choices) -> str:
     if recipe.training.optimizer != "auto":
-        return "set in the recipe"
+        return AS_SET
     if found.optimizer != "adamw":
         return "fp32 states do not fit on this GPU"
     if found.mode != "full":
@@ -210,7 +210,7 @@ def why_optimizer(recipe: Recipe, hardware: Hardware, found: Choices) -> str:
 def choose_micro_batch(recipe: Recipe, found: Choices, hardware: Hardware) -> Decided[int]:
     """Rows of a micro-batch; the maximum of packed rows."""
     if recipe.training.micro_batch_size != "auto":
-        return recipe.training.micro_batch_size, "set in the recipe"
+        return recipe.training.micro_batch_size, AS_SET
     if found.packed_rows:
         return recipe.training.batch_size, "packed rows are split by their tokens"
     if hardware.kind == "cpu":
@@ -233,7 +233,7 @@ def _why_checkpointing(recipe: Recipe, architecture: Architecture, found: Choice
     if (why := why_no_checkpointing(found.mode, architecture)) is not None:
         return why
     if recipe.training.gradient_checkpointing != "auto":
-        return "set in the recipe"
+        return AS_SET
     if found.gradient_checkpointing:
         return "activations do not fit without it; takes about a third more time"
     return "activations fit; computing them again would take a third more time"
@@ -244,8 +244,8 @@ def _why_tiles(recipe: Recipe, architecture: Architecture, found: Choices) -> st
     if (why := why_no_tiles(found.mode, architecture)) is not None:
         return why
     if not found.tiling:
-        return "set in the recipe" if asked is False else "activations of a whole MLP fit"
-    why = "set in the recipe" if asked is True else "activations of a whole MLP do not fit"
+        return AS_SET if asked is False else "activations of a whole MLP fit"
+    why = AS_SET if asked is True else "activations of a whole MLP do not fit"
     tiles = math.ceil(found.tokens / TILE_TOKENS)
     return f"{why}; {tiles} of {TILE_TOKENS:,} tokens"
 
@@ -253,8 +253,8 @@ def _why_tiles(recipe: Recipe, architecture: Architecture, found: Choices) -> st
 def _why_offload(recipe: Recipe, architecture: Architecture, found: Choices) -> str:
     asked = recipe.training.activation_offload
     if not found.offloading:
-        return "set in the recipe" if asked is False else "hidden states between layers fit"
+        return AS_SET if asked is False else "hidden states between layers fit"
     size = offloaded_bytes(architecture, found)
     seconds = 2 * size / PCIE_BYTES_PER_SECOND
-    why = "set in the recipe" if asked is True else "nothing else fits"
+    why = AS_SET if asked is True else "nothing else fits"
     return f"{why}; {shown_size(size)} go to RAM and back, about {seconds:.1f} s a micro-batch"

@@ -8,7 +8,7 @@ from ftcli.memory import Choices
 from ftcli.memory.architecture import PACKED_TYPES, Architecture
 from ftcli.memory.hardware import ComputeCapability, Hardware
 from ftcli.shell import shown_size
-from ftcli.training.plan.plan import Decided, why_not_optimized
+from ftcli.training.plan.plan import AS_SET, Decided, why_not_optimized
 
 # torch's flash kernel (2.13: ATen/native/transformers/cuda, flash_attn/flash_api.cpp): from Ampere
 # on, in 16 bits, for heads of up to 256; its backward pass has no kernel for some widths on GPUs
@@ -44,7 +44,7 @@ def why_padded(recipe: Recipe, architecture: Architecture, hardware: Hardware) -
     """Why the rows of a step are padded; None if they are packed."""
     training = recipe.training
     if training.packing is False:
-        return "set in the recipe"
+        return AS_SET
     if (why := why_not_optimized(recipe.training, hardware)) is not None:
         return why
     if isinstance(recipe.method, PrefixTuning | PromptTuning):
@@ -85,7 +85,7 @@ def choose_packing(recipe: Recipe, padded: str | None, tokens: int) -> Decided[i
     if isinstance(asked, bool | str):
         return tokens, "rows of a step without padding; none sees another"
     if tokens == asked:
-        return tokens, "set in the recipe"
+        return tokens, AS_SET
     why = "the longest row has more" if tokens > asked else "a step, or memory, has no more"
     return tokens, f"{asked} set in the recipe; {why}"
 

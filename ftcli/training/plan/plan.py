@@ -32,6 +32,7 @@ from ftcli.shell import GIB
 T = TypeVar("T")
 Decided = tuple[T, str]
 """A value, and the reason for it."""
+AS_SET = "set in the recipe"
 
 # Besides the newest checkpoints: the best one, and the next one while it is written.
 MORE_CHECKPOINTS = 2
