@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 from ftcli.config.recipe import Bottleneck, Full, Lora, PrefixTuning, PromptTuning, Qlora
 from ftcli.console import Reporter
 from ftcli.data.dataset import SPLITS
-from ftcli.errors import FtcliError, ModelError, UsageError
+from ftcli.errors import FtcliError, MachineError, ModelError, UsageError
 from ftcli.export.verdict import (
     ALLOWED,
     MAX_MISMATCH_KL,
@@ -99,7 +99,7 @@ def merge_run(
     folder = (output or opened.run.path / "merged").absolute()
     _check_output(folder, opened)
     with _remove_on_failure(folder, reporter), atomic_directory(folder) as temporary:
-        report = _merge(opened, temporary, options, reporter)
+        report = _merge_where_it_fits(opened, temporary, options, reporter)
         write_json(temporary / REPORT, report)
         _require_free(folder)  # a merge takes minutes, and atomic_directory replaces what is there
     return MergeResult(folder, report, merged=True)
@@ -176,6 +176,24 @@ def _remove_on_failure(folder: Path, reporter: Reporter) -> Iterator[None]:
             if parent.exists() and not any(parent.iterdir()):
                 parent.rmdir()
         raise
+
+
+def _merge_where_it_fits(
+    opened: OpenRun, folder: Path, options: MergeOptions, reporter: Reporter
+) -> dict[str, Any]:
+    """On the run's device; on the CPU if a GPU has no room, which a merge needs more of than the
+    training did."""
+    from ftcli.models.device import free_memory, hardware_for
+
+    on_gpu = hardware_for(opened.recipe).kind == "cuda"
+    try:
+        return _merge(opened, folder, options, reporter)
+    except MachineError as error:
+        if error.code != "memory" or not on_gpu:
+            raise
+    free_memory()
+    reporter.note("the GPU has no room for this merge: it begins again on the CPU")
+    return _merge(opened.on_cpu(), folder, options, reporter)
 
 
 def _merge(

@@ -52,6 +52,12 @@ class OpenRun:
     def recipe(self) -> Recipe:
         return self.file.recipe
 
+    def on_cpu(self) -> OpenRun:
+        """The same, with its models on the CPU."""
+        model = self.recipe.model.model_copy(update={"device": "cpu"})
+        recipe = self.recipe.model_copy(update={"model": model})
+        return replace(self, file=replace(self.file, recipe=recipe))
+
 
 def run_at(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
     """The run at `path`, in any state, or the newest finished run of the recipe at `path`.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,3 +184,33 @@ def test_a_dry_run_on_a_card_says_how_long_it_takes(
     said = capsys.readouterr().out
     assert said.startswith("plan for NVIDIA GeForce RTX 4090 (the first of 2 GPUs) (")
     assert "tokens per second (" in said and "without validations and saves" in said
+
+
+@pytest.mark.parametrize(
+    ("before", "release", "found"),
+    [
+        ({}, "6.8.0-40-generic", "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "backend:cudaMallocAsync"}, "6.8.0", "backend:cudaMallocAsync"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "6.8.0", None),
+        ({}, "5.15.167.4-microsoft-standard-WSL2", None),
+    ],
+)
+def test_segments_of_the_allocator_grow(
+    before: dict[str, str], release: str, found: str | None
+) -> None:
+    """Set before torch is imported, which reads it once; what the user set stays."""
+    code = (
+        f"import platform; platform.release = lambda: {release!r}\n"
+        "import os, sys, ftcli.environment\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(os.environ.get('PYTORCH_ALLOC_CONF'))"
+    )
+    kept = {key: value for key, value in os.environ.items() if "ALLOC_CONF" not in key}
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        env=kept | before,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert printed.stdout.strip() == str(found)

@@ -7,10 +7,12 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from ftcli.cli import run
@@ -91,6 +93,32 @@ def test_a_stopped_merge_leaves_nothing(
     assert run(["merge", str(lora), "--output", str(tmp_path / "new" / "one")]) == 128 + number
     assert left_below(tmp_path) == []
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize("phase", ["measure_trained", "merged"])
+def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(
+    merge: Merge, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """Its memory is full when the trained model is measured, or while weights are merged."""
+    from ftcli.export.merged_model import Merger
+    from ftcli.models import device
+
+    gpu = replace(device.find_hardware("cpu"), kind="cuda")
+    monkeypatch.setattr(device, "hardware_for", lambda _: gpu)
+    devices: list[str] = []
+
+    def full_at_first(merger: Any, *arguments: Any) -> Any:
+        devices.append(merger._opened.recipe.model.device)
+        if len(devices) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return original(merger, *arguments)
+
+    original = getattr(Merger, phase)
+    monkeypatch.setattr(Merger, phase, full_at_first)
+    report = merge(lora, "--output", tmp_path / "one")
+    assert devices[:2] == ["auto", "cpu"] and "auto" not in devices[1:]
+    assert report["verdict"] == "pass"
+    assert "the GPU has no room for this merge: it begins again on the CPU" in report["stderr"]
 
 
 def test_a_folder_filled_in_the_meantime_is_kept(
