@@ -1,4 +1,4 @@
-"""Names of Python and libraries that ftcli uses or replaces though they are private: seven, each
+"""Names of Python and libraries that ftcli uses or replaces though they are private: eight, each
 with its reason.
 
 tests/test_compat.py fails first when a library moves one. Libraries are imported in functions, to
@@ -117,6 +117,20 @@ def stay_in_place(module: nn.Module) -> None:
     """
     own: Any = module
     own._apply = lambda *_, **__: own
+
+
+@contextmanager
+def no_placement_hooks() -> Iterator[None]:
+    """Within the block, a model whose device map names several devices gets no hooks of accelerate,
+    which would copy whole modules to the GPU for each of their calls."""
+    from transformers import modeling_utils
+
+    own = modeling_utils.accelerate_dispatch
+    modeling_utils.accelerate_dispatch = lambda *_: None
+    try:
+        yield
+    finally:
+        modeling_utils.accelerate_dispatch = own
 
 
 @contextmanager

@@ -199,7 +199,10 @@ SHAPES: dict[str, dict[str, Any]] = {
                 "oneOf": [
                     record(
                         {"size": SIZE, "value": {"type": "integer", "minimum": 1}} | FIGURES,
-                        {key: {"const": True} for key in ("activation_offload", "tiled_mlp")},
+                        {
+                            key: {"const": True}
+                            for key in ("embedding_offload", "activation_offload", "tiled_mlp")
+                        },
                     ),
                     record({"size": SIZE, "value": {"type": "null"}}),
                 ]

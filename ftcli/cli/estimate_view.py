@@ -276,6 +276,7 @@ def _outcome(found: FitResult, hardware: Hardware) -> str:
     start = "then" if found.changes else f"fits {hardware.name} as it is"
     checkpointing = "with" if choices.gradient_checkpointing else "without"
     more = with_checkpointing(choices.tiling, choices.offloading)
+    more += ", embeddings in RAM" * choices.embedding_offload
     return (
         f"{start}: micro-batch {choices.micro_batch} × {choices.gradient_accumulation}, "
         f"{checkpointing} gradient checkpointing{more}, {_figure(found.estimate)} of "
@@ -303,6 +304,7 @@ def _limit(limit: Limit, hardware: Hardware) -> Iterator[str]:
     more = " or more" if limit.value == MOST else ""
     spared = with_checkpointing(limit.choices.tiling, limit.choices.offloading)
     context = f"; gradient checkpointing{spared}" * bool(spared)
+    context += "; embeddings in RAM" * limit.choices.embedding_offload
     context += "; the model's own limit is not checked" * (limit.size == "max-length")
     yield (
         f"largest {limit.size} that fits {hardware.name}: {limit.value}{more} "

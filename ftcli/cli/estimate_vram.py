@@ -71,6 +71,12 @@ Offload = Annotated[
     bool | None,
     typer.Option("--activation-offload/--no-activation-offload", help="Hidden states in RAM."),
 ]
+Ends = Annotated[
+    bool | None,
+    typer.Option(
+        "--embedding-offload/--no-embedding-offload", help="Frozen embeddings and head in RAM."
+    ),
+]
 TiledMlp = Annotated[
     bool | None, typer.Option("--tiled-mlp/--no-tiled-mlp", help="MLPs on 4,096 tokens at a time.")
 ]
@@ -141,6 +147,7 @@ def estimate_vram(
     optimizer: Optimizer = None,
     precision: Precision = None,
     gradient_checkpointing: Checkpointing = None,
+    embedding_offload: Ends = None,
     activation_offload: Offload = None,
     tiled_mlp: TiledMlp = None,
     attention: Attention = None,

@@ -46,6 +46,7 @@ KEY_AT_FAULT = {
     "optimizer": "training.optimizer",
     "gradient_checkpointing": "training.gradient_checkpointing",
     "activation_offload": "training.activation_offload",
+    "embedding_offload": "training.embedding_offload",
     "tiled_mlp": "training.tiled_mlp",
     "attention": "model.attention",
     "no_cuda": "model.device",

@@ -123,6 +123,9 @@ class Training(Section):
     activation_offload: Literal["auto"] | bool = "auto"
     """Keep the hidden states between layers in RAM, with gradient checkpointing on a GPU; auto:
     only if memory requires it, for the longest rows. The gradients stay the same."""
+    embedding_offload: Literal["auto"] | bool = "auto"
+    """Keep frozen embeddings and the head in RAM, for LoRA, QLoRA and bottleneck on a GPU; auto:
+    only if memory requires it. The gradients stay the same but for rounding."""
     tiled_mlp: Literal["auto"] | bool = "auto"
     """Run MLPs on 4,096 tokens at a time, with gradient checkpointing; auto: only if memory
     requires it. The gradients stay the same but for rounding."""

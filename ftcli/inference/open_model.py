@@ -64,7 +64,8 @@ def _load(
     end_gc_tuning()  # the libraries are imported, and no model is loaded yet
     hardware = hardware_of(opened)
     tune_cpu(hardware)
-    attention = Plan.read(opened.run.plan).model.attention
+    plan = Plan.read(opened.run.plan)
+    attention, on_gpu = plan.model.attention, hardware.kind == "cuda"
     if attention == "flash" and hardware.kind == "cpu":
         attention = "sdpa"  # flash attention needs a GPU
     return load_base(
@@ -74,6 +75,7 @@ def _load(
         attention=attention,
         device=device_of(hardware),
         quantization=quantized,
+        embedding_offload=plan.training.embedding_offload and on_gpu,
     )
 
 

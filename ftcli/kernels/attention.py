@@ -59,16 +59,14 @@ def saved_probabilities(layout: Layout) -> int:
     )
 
 
-def packed_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Attention that takes a `layout`: this file's on a CPU, torch's flash kernel on a GPU."""
-    return attention_named(model, NAME if model.device.type == "cpu" else varlen.NAME)
-
-
 def attention_for(
     model: PreTrainedModel, layout: Layout | varlen.KeyLayout | None
 ) -> AbstractContextManager[None]:
-    """`packed_attention` if rows are packed."""
-    return packed_attention(model) if layout is not None else nullcontext()
+    """Attention that takes this layout of packed rows: this file's on a CPU, torch's flash kernel
+    on a GPU; without one, the model's own."""
+    if layout is None:
+        return nullcontext()
+    return attention_named(model, varlen.NAME if isinstance(layout, varlen.KeyLayout) else NAME)
 
 
 def attend(  # noqa: PLR0913 - as transformers calls it

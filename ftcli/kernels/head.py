@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ftcli.memory.activations.head_bytes import HEAD_TILE_TOKENS
+from ftcli.memory.activations.head_bytes import COPIED_TOKENS, HEAD_TILE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,20 @@ class Head:
             logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
 
-    def tiles(self) -> Iterator[tuple[slice, Head]]:
-        """Ranges of the vocabulary, each with its rows of the head."""
-        tokens = HEAD_TILE_TOKENS["cuda" if self.weight.is_cuda else "cpu"]
+    def tiles(self, device: torch.device) -> Iterator[tuple[slice, Head]]:
+        """Ranges of the vocabulary, each with its rows of the head; copied to a GPU if the head is
+        in RAM."""
+        there = self.weight.device == device
+        tokens = HEAD_TILE_TOKENS[device.type] if there else COPIED_TOKENS
         for start in range(0, len(self.weight), tokens):
             part = slice(start, start + tokens)
-            bias = None if self.bias is None else self.bias[part]
-            yield part, Head(self.weight[part], bias, self.scale, self.softcap)
+            weight = self.weight[part].to(device, non_blocking=True)
+            bias = None if self.bias is None else self.bias[part].to(device)
+            yield part, Head(weight, bias, self.scale, self.softcap)
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """[m] → its weights for these tokens [m, hidden], on their device."""
+        return self.weight[tokens.to(self.weight.device)].to(tokens.device)
 
     def slope(self, logits: Tensor) -> Tensor | None:
         """Derivative of the softcap, from capped logits; None without a softcap."""
@@ -75,7 +82,7 @@ def cross_entropy(
     Shapes: hidden [n, hidden], targets [m] → [m]; positions after m are padding, without loss.
     """
     chunk = _Chunk(head, hidden, targets, gradients)
-    for part, some in head.tiles():
+    for part, some in head.tiles(hidden.device):
         chunk.add_tile(part, some)
     return chunk.finish()
 
@@ -160,7 +167,7 @@ class _Chunk:
             return
         assert self.gradients is not None and self.gradients.hidden is not None
         found = self.weighted.mul_(factor)
-        found[: len(of_target)].addcmul_(self.head.weight[self.targets], of_target, value=-1)
+        found[: len(of_target)].addcmul_(self.head.rows(self.targets), of_target, value=-1)
         self.gradients.hidden.copy_(found)
         self.weighted = None
 

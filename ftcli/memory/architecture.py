@@ -140,7 +140,7 @@ class Way:
     trained: bool
     """Every weight is trained; else a gradient only passes through."""
     tiled: bool = False
-    """Only the input of each MLP is saved (ftcli.kernels.long_rows)."""
+    """Only the input of each MLP is saved (ftcli.kernels.small_gpu)."""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,17 @@ def why_no_tiles(mode: Mode, architecture: Architecture) -> str | None:
     return why_no_checkpointing(mode, architecture)
 
 
+def why_no_embedding_offload(choices: Choices, architecture: Architecture) -> str | None:
+    """Why embeddings and head cannot be in RAM; None: they can."""
+    if architecture.model_type not in PACKED_TYPES:
+        return f"not tested for {architecture.model_type}"
+    if choices.mode not in ("lora", "qlora", "bottleneck"):
+        return f"{MODE_NAMES[choices.mode]} trains or replaces them"
+    if choices.modules_to_save:
+        return f"method.modules_to_save trains {', '.join(choices.modules_to_save)}"
+    return None
+
+
 def with_checkpointing(tiled_mlp: bool, activation_offload: bool) -> str:
     """What else saves memory, in words that follow `gradient checkpointing`."""
     return ", MLPs in tiles" * tiled_mlp + ", hidden states in RAM" * activation_offload
@@ -144,8 +155,10 @@ class Choices:
     gradient_checkpointing: bool = True
     activation_offload: bool = False
     """With checkpointing: the layers' inputs are kept in RAM."""
+    embedding_offload: bool = False
+    """Frozen input embeddings and head are in RAM (ftcli.kernels.small_gpu)."""
     tiled_mlp: bool = False
-    """With checkpointing: MLPs run on a tile of the tokens at a time (ftcli.kernels.long_rows)."""
+    """With checkpointing: MLPs run on a tile of the tokens at a time (ftcli.kernels.small_gpu)."""
     attention: Attention = "sdpa"
     loss: Loss = "chunked"
     label_share: float = 1.0

@@ -17,6 +17,7 @@ from typing import Any
 
 from ftcli.console import about, duration
 from ftcli.errors import MachineError
+from ftcli.memory.activations.head_bytes import LOSS_CHUNK_POSITIONS
 from ftcli.memory.activations.layers import TILE_TOKENS, offloaded_bytes
 from ftcli.memory.adapted import adapted
 from ftcli.memory.architecture import Architecture, LayerKind, in_mlp
@@ -279,7 +280,8 @@ def step_time(
     moved = found.moved * (found.fused if is_fused(choices) else 1.0)
     lora = 0.0 if fuses_lora(choices) else found.moved_lora
     total_bytes = moved * work.plain_bytes + lora * work.lora_bytes + work.other_bytes
-    copied = choices.gradient_accumulation * 2 * offloaded_bytes(architecture, choices)
+    copied = 2 * offloaded_bytes(architecture, choices) + _copied_head(architecture, choices)
+    copied *= choices.gradient_accumulation
     parts = {
         "products": work.product_flops / rates.product_flops,
         "memory": total_bytes / rates.bytes,
@@ -296,6 +298,13 @@ def step_time(
         work.tokens,
         max(parts, key=parts.__getitem__),
     )
+
+
+def _copied_head(architecture: Architecture, choices: Choices) -> int:
+    """Bytes of a head in RAM that go to the GPU in a micro-batch: all of it for each chunk."""
+    chunks = math.ceil(choices.label_tokens / LOSS_CHUNK_POSITIONS)
+    head = architecture.vocab * architecture.hidden * choices.weight_bytes
+    return chunks * head if choices.embedding_offload else 0
 
 
 def is_fused(choices: Choices) -> bool:

@@ -62,6 +62,13 @@ def static_bytes(architecture: Architecture, choices: Choices) -> Static:
     )
 
 
+def ends_bytes(architecture: Architecture, choices: Choices) -> int:
+    """Bytes of embeddings and head that are in RAM instead of on the GPU."""
+    if not choices.embedding_offload:
+        return 0
+    return architecture.embedding_parameters * choices.weight_bytes
+
+
 def weights_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes of the base weights, without the constants of their quantisation.
 
@@ -70,6 +77,8 @@ def weights_bytes(architecture: Architecture, choices: Choices) -> int:
     """
     towers = architecture.tower_parameters * (2 if choices.device == "cpu" else 0)
     parameters = architecture.parameters - architecture.tower_parameters
+    if choices.embedding_offload:
+        parameters -= architecture.embedding_parameters
     if choices.quantization is None:
         return parameters * choices.weight_bytes + towers
     quantised = architecture.quantised_parameters

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -229,8 +229,10 @@ def repeat_keys_if_needed(device: torch.device) -> None:
 
 
 def input_device(network: PreTrainedModel) -> torch.device:
-    """Where a model reads its token ids; its first weights may be those of a tower on the CPU."""
-    found: torch.device = network.get_input_embeddings().weight.device
+    """Where a model computes; its first weights may be those of a tower on the CPU, or of
+    embeddings in RAM (ftcli.kernels.small_gpu)."""
+    embeddings: Any = network.get_input_embeddings()
+    found: torch.device = getattr(embeddings, "output_device", embeddings.weight.device)
     return found
 
 

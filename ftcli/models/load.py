@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ftcli.compat import plain_falcon_layers, stay_in_place
+from ftcli.compat import no_placement_hooks, plain_falcon_layers, stay_in_place
 from ftcli.config.recipe import Data, Model, Recipe
 from ftcli.data.tokenizing.choose_template import choose_template
 from ftcli.data.tokenizing.rendering import Renderer
@@ -30,6 +30,7 @@ from ftcli.kernels.expert_stacks import (
     stacks_quantised_on_loading,
 )
 from ftcli.kernels.experts import use_own_experts
+from ftcli.kernels.small_gpu import keep_ends_in_ram
 from ftcli.models.architectures.find import architecture_of_config
 from ftcli.models.architectures.model_class import mend_text_forward, model_class, open_config
 from ftcli.models.device import repeat_keys_if_needed
@@ -47,6 +48,8 @@ from ftcli.models.text_forward import idle_modules
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # None: sdpa, and eager for a class without it, such as a tower or a model with attention sinks.
+# Names of embeddings and head in all of PACKED_TYPES.
+ENDS = ("model.embed_tokens", "lm_head")
 ATTENTION = {"sdpa": None, "eager": "eager", "flash": "flash_attention_2"}
 
 
@@ -99,27 +102,25 @@ def load_base(
     attention: str,
     device: torch.device,
     quantization: BitsAndBytesConfig | None = None,
+    embedding_offload: bool = False,
 ) -> PreTrainedModel:
     """The base model in evaluation mode, from safetensors; raises ModelError.
 
-    Runs no code of the repository. Towers are frozen, on the CPU and in the type of the files.
+    Runs no code of the repository. Towers are frozen, on the CPU and in the type of the files; with
+    `embedding_offload` embeddings and head are on the CPU too.
     """
     config = open_config(source, model.revision)
     refuse_foreign_weights(source, model.revision)
     repeat_keys_if_needed(device)
     dequantised, stored = dequantise_on_loading(config, source), config.dtype or torch.float32
-    extra: dict[str, Any] = {"config": config} if dequantised else {}
+    placed = _placed(config, device, quantization, dequantised, embedding_offload)
     stacks: Mapping[str, Sequence[int]] = {}
     if quantization is not None and not dequantised:
-        extra["quantization_config"] = _of_measured_layers(quantization, config)
-        extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to the GPU
         found = architecture_of_config(config).expert_stacks()
         stacks = {name: (each.number, each.rows, each.columns) for _, each, name in found}
-    if device.type == "cuda" and (quantization is None or not dequantised):
-        extra["device_map"] = {"": device}  # what is dequantised would take 16 bits there
     text = config.get_text_config(decoder=True)
     read_as = stored if text is not config and quantization is None else dtype
-    with opening(source, "model"), nullcontext() if quantization is None else _quantisable(config):
+    with opening(source, "model"), no_placement_hooks(), _quantisable(config, quantization):
         base, loaded = model_class(config).from_pretrained(
             source,
             revision=model.revision,
@@ -129,7 +130,7 @@ def load_base(
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # else the error names no tensor
-            **extra,
+            **placed,
         )
     if quantization is not None:
         seal_stacks(base)
@@ -143,6 +144,8 @@ def load_base(
             quantise_experts(base, quantization, device)
         _require_quantised(base, architecture.quantised_parameters, source)
     use_own_experts(base)
+    if embedding_offload:
+        keep_ends_in_ram(base, device)
     base.config.get_text_config(decoder=True).use_cache = True
     keep_four_bit_trainable(base)
     with torch.autocast(device.type, torch.bfloat16, enabled=attention == "flash"):
@@ -151,6 +154,26 @@ def load_base(
     if read_as != dtype:
         _cast(base, read_as, dtype)
     return base
+
+
+def _placed(
+    config: PreTrainedConfig,
+    device: torch.device,
+    quantization: BitsAndBytesConfig | None,
+    dequantised: bool,
+    embedding_offload: bool,
+) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: where weights go, and in how many bits."""
+    found: dict[str, Any] = {"config": config} if dequantised else {}
+    if quantization is not None and not dequantised:
+        layers = found["quantization_config"] = _of_measured_layers(quantization, config)
+        layers.llm_int8_enable_fp32_cpu_offload = embedding_offload  # else ends in RAM are an error
+        found["device_map"] = {"": "cpu"}  # without it 4-bit weights go to the GPU
+    on_device = device.type == "cuda" or embedding_offload
+    if on_device and (quantization is None or not dequantised):
+        # What is dequantised would take 16 bits there.
+        found["device_map"] = {"": device} | dict.fromkeys(ENDS * embedding_offload, "cpu")
+    return found
 
 
 def _of_measured_layers(
@@ -164,7 +187,12 @@ def _of_measured_layers(
 
 
 @contextmanager
-def _quantisable(config: PreTrainedConfig) -> Iterator[None]:
+def _quantisable(
+    config: PreTrainedConfig, quantization: BitsAndBytesConfig | None
+) -> Iterator[None]:
+    if quantization is None:
+        yield
+        return
     falcon = config.model_type == "falcon"
     with plain_falcon_layers() if falcon else nullcontext(), stacks_quantised_on_loading():
         yield

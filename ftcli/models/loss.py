@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ftcli.errors import ModelError
-from ftcli.kernels.attention import packed_attention
+from ftcli.kernels.attention import attention_for
 from ftcli.kernels.autocast import autocast_type
 from ftcli.kernels.head import Gradients, Head, cross_entropy
 from ftcli.memory.activations.head_bytes import LOSS_CHUNK_POSITIONS, positions_of
@@ -147,7 +147,7 @@ def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     assert not virtual_tokens(model)
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.positions, "use_cache": False}
     text_forward(network)  # measured with the model's own attention, before ours is set
-    with packed_attention(model):
+    with attention_for(model, batch.layout):
         return head_input(network, inputs | {"layout": batch.layout})
 
 

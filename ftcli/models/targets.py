@@ -18,6 +18,7 @@ from ftcli.memory.adapted import adapted_stacks, reached_modules
 from ftcli.memory.choices import Placement
 from ftcli.memory.trained import block_ends
 from ftcli.models.architectures.find import architecture_of_model
+from ftcli.models.device import input_device
 
 ENDS = ("embed_tokens", "lm_head")
 """Recipe names of input embeddings and head."""
@@ -70,7 +71,7 @@ def kind_of(name: str) -> str:
 
 def run_text(model: PreTrainedModel) -> None:
     """Forward and backward of a short text."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     flash = attention_name(model).startswith("flash")  # takes 16 bits only
     with torch.autocast(device.type, torch.bfloat16, enabled=flash):
         ids = torch.arange(1, REACHING_TOKENS, device=device)[None]

@@ -17,8 +17,8 @@ from ftcli.errors import ModelError
 from ftcli.kernels.cpu import end_gc_tuning
 from ftcli.kernels.dequantised import cache_dequantised
 from ftcli.kernels.liger import apply_liger
-from ftcli.kernels.long_rows import tile_mlps
 from ftcli.kernels.lora import fuse_lora
+from ftcli.kernels.small_gpu import tile_mlps
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.architectures.model_class import open_config
 from ftcli.models.device import device_of
@@ -49,6 +49,7 @@ LIBRARY_NAMES = {
     "optimizations.fused_lora": "our forward of PEFT's Linear",
     "optimizations.liger": "apply_liger_kernel(rope, swiglu, geglu); its RMSNorm in our forward",
     "training.gradient_checkpointing": "SFTConfig.gradient_checkpointing",
+    "training.embedding_offload": "our forward of embeddings and head",
     "training.activation_offload": "our saved_tensors_hooks",
     "training.tiled_mlp": "our forward of the MLPs",
     "steps": "SFTConfig.max_steps",
@@ -118,6 +119,7 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
         attention=plan.model.attention,
         device=device_of(plan.hardware),
         quantization=quantization(recipe.method, compute),
+        embedding_offload=plan.training.embedding_offload,
     )
     if (init_adapter := job.init_adapter) is not None:
         model = open_adapter(base, init_adapter, trainable=True)

@@ -29,7 +29,7 @@ from ftcli.data.tokenizing.prefix_tree import (
 from ftcli.memory.fit.search import CPU_TOKENS
 from ftcli.models.architectures.find import architecture_of_model
 from ftcli.models.batches import Batch, Row, packed, padded
-from ftcli.models.device import is_out_of_memory
+from ftcli.models.device import input_device, is_out_of_memory
 from ftcli.models.virtual_tokens import causal_model, virtual_tokens
 from ftcli.training.checkpoint import random_state, restore_random_state
 from ftcli.training.plan.memory import PREFIXES
@@ -207,7 +207,7 @@ def scoring_collator(
     network: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int
 ) -> Collator:
     """The collator that a plan would choose; `rows` of token ids show their common prefix."""
-    if next(network.parameters()).device.type != "cpu" or virtual_tokens(network):
+    if input_device(network).type != "cpu" or virtual_tokens(network):
         return PaddingCollator(pad_id)
     architecture = architecture_of_model(causal_model(network))
     if why_not_packed(replace(architecture, dropout=False)) is not None:

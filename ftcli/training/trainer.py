@@ -26,7 +26,7 @@ from transformers.trainer_pt_utils import safe_globals
 from trl import SFTConfig, SFTTrainer
 
 from ftcli.kernels.attention import attention_for
-from ftcli.kernels.long_rows import in_ram
+from ftcli.kernels.small_gpu import in_ram
 from ftcli.memory.architecture import Architecture
 from ftcli.models.adapters import load_encoder, prefix_encoder, read_adapter
 from ftcli.models.loss import add_loss_to_forward, row_losses

@@ -26,6 +26,7 @@ from ftcli.cli.train.train_recipe import open_recipe, plan_job, prepare_rows
 from ftcli.config.loader import load_recipe
 from ftcli.console import Terminal
 from ftcli.kernels.experts import use_own_experts
+from ftcli.kernels.small_gpu import keep_ends_in_ram
 from ftcli.memory.hardware import find_card
 from ftcli.models import device, text_forward
 from ftcli.models.architectures.find import architecture_of_config
@@ -202,6 +203,7 @@ def _base(
     attention: str,
     device: torch.device,
     quantization: BitsAndBytesConfig | None = None,
+    embedding_offload: bool = False,
 ) -> PreTrainedModel:
     """As `load_base`, from the config alone."""
     repeat_keys_if_needed(device)
@@ -214,6 +216,10 @@ def _base(
     if quantization is not None:
         _quantise(base, quantization)
     use_own_experts(base)
+    if embedding_offload:
+        for module in (base.get_input_embeddings(), base.get_output_embeddings()):
+            module.weight = nn.Parameter(torch.empty_like(module.weight, device="cpu"))
+        keep_ends_in_ram(base, device)
     keep_four_bit_trainable(base)
     softcap = getattr(config, "final_logit_softcapping", None)
     text_forward._KNOWN[base] = text_forward.TextForward(

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ftcli.errors import MachineError, UsageError
-from ftcli.kernels import long_rows
-from ftcli.kernels.long_rows import in_ram
+from ftcli.kernels import small_gpu
+from ftcli.kernels.small_gpu import in_ram
 from ftcli.memory.activations.layers import layers_bytes, offloaded_bytes
 from ftcli.memory.hardware import GIB, find_card
 from ftcli.models.batches import packed, padded
@@ -149,7 +149,7 @@ def test_pinned_memory_is_asked_for_on_a_card(monkeypatch: pytest.MonkeyPatch) -
         asked.append((pin_memory, keywords.get("device")))
         return own(*arguments, **keywords)
 
-    monkeypatch.setattr(long_rows.torch, "empty", empty)
+    monkeypatch.setattr(small_gpu.torch, "empty", empty)
     with pretended_card():
         in_ram(8).pack_hook(own((1, 2, 8), device="cuda"))
     in_ram(8).pack_hook(own((1, 2, 8)))

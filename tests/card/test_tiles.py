@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ftcli.errors import UsageError
-from ftcli.kernels import long_rows
+from ftcli.kernels import small_gpu
 from ftcli.kernels.attention import attention_for
-from ftcli.kernels.long_rows import tile_mlps
+from ftcli.kernels.small_gpu import tile_mlps
 from ftcli.memory import Choices
 from ftcli.memory.activations.layers import rebuilt_layer_bytes, temporaries_bytes
 from ftcli.memory.architecture import PACKED_TYPES
@@ -69,17 +69,17 @@ def test_one_tile_changes_no_bit_and_several_round_otherwise(
     whole = through(model, batch)
     assert whole[0] == plain[0]
     assert all(torch.equal(whole[1][each], plain[1][each]) for each in plain[1])
-    monkeypatch.setattr(long_rows, "TILE_TOKENS", FEW)
+    monkeypatch.setattr(small_gpu, "TILE_TOKENS", FEW)
     assert_same(through(model, batch), plain)
 
 
 def test_it_goes_with_hidden_states_in_ram(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(long_rows, "TILE_TOKENS", FEW)
+    monkeypatch.setattr(small_gpu, "TILE_TOKENS", FEW)
     model, batch = checkpointed("llama", "lora"), packed(rows(), share_prefix=True)
     tile_mlps(model)
     plain = through(model, batch)
     with attention_for(model, batch.layout):
-        with long_rows.in_ram(model.config.hidden_size):
+        with small_gpu.in_ram(model.config.hidden_size):
             loss = summed_loss(model, batch)
         kept = measured(model, loss, loss)
     assert kept[0] == plain[0]
@@ -88,7 +88,7 @@ def test_it_goes_with_hidden_states_in_ram(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_scores_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of validation, where there are no gradients."""
-    monkeypatch.setattr(long_rows, "TILE_TOKENS", FEW)
+    monkeypatch.setattr(small_gpu, "TILE_TOKENS", FEW)
     model, batch = model_of("llama", "lora").eval(), padded(rows(), 0)
     plain, _ = row_losses(model, batch)
     tile_mlps(model)
@@ -123,11 +123,11 @@ def test_an_mlp_runs_again_once(name: str, times: int) -> None:
 def test_dropout_drops_the_same_in_both_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against tiles whose inner results autograd keeps."""
     monkeypatch.setitem(METHODS, "lora", METHODS["lora"].model_copy(update={"dropout": 0.5}))
-    monkeypatch.setattr(long_rows, "TILE_TOKENS", FEW)
+    monkeypatch.setattr(small_gpu, "TILE_TOKENS", FEW)
     model, batch = model_of("llama", "lora"), packed(rows(), share_prefix=True)
     tile_mlps(model)
     found = []
-    for forward in (long_rows._forward, lambda _, own, hidden: long_rows._by_tiles(own, hidden)):
+    for forward in (small_gpu._forward, lambda _, own, hidden: small_gpu._by_tiles(own, hidden)):
         for layer in model.get_base_model().model.layers:
             tiled: Any = layer.mlp.forward
             monkeypatch.setattr(

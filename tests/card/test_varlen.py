@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen as kernel
 
-from ftcli.compat import attention_named
-from ftcli.kernels import attention, varlen
-from ftcli.models import loss
+from ftcli.kernels import varlen
 from ftcli.models.batches import Batch, packed
 from ftcli.models.loss import row_losses
 from tests.architectures import FAMILIES
@@ -111,9 +109,6 @@ kernel._varlen_attn_backward.register_kernel("cpu")(backward)
 
 @pytest.fixture
 def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    chosen = partial(attention_named, name=varlen.NAME)
-    for module in (loss, attention):
-        monkeypatch.setattr(module, "packed_attention", chosen)
     own: Callable[..., Batch] = partial(packed, on_gpu=True)
     monkeypatch.setattr("tests.kernels.test_packed_families.packed", own)
     yield

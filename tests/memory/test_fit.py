@@ -91,7 +91,7 @@ def test_the_steps_lead_to_what_was_found_and_never_up() -> None:
 @pytest.mark.parametrize("mode", ["bottleneck", "prefix-tuning", "prompt-tuning"])
 def test_a_base_in_4_bits_stands_between_checkpointing_and_shorter_rows(mode: Any) -> None:
     start = Choices(mode, micro_batch=8, gradient_checkpointing=False, seq_len=16_384)
-    found = keys(fit(asked(start, "13b"), find_card("16GB").hardware))
+    found = keys(fit(asked(start, "13b"), find_card("12GB").hardware))
     order = ["training.micro_batch_size", "training.gradient_checkpointing"]
     order = order[:1] if mode == "prefix-tuning" else order
     optimizer = [key for key in found if key == "training.optimizer"]
@@ -138,15 +138,15 @@ def test_what_is_open_is_no_change() -> None:
 
 def test_a_shorter_length_says_what_it_cuts() -> None:
     wanted = asked(Choices("qlora", seq_len=8192), "13b", share_longer=lambda tokens: 0.125)
-    found = fit(wanted, find_card("12GB").hardware)
+    found = fit(wanted, find_card("10GB").hardware)
     assert found is not None
     *_, last = found.changes
     assert last.key == "data.max_length" and last.value % 64 == 0
     assert last.cost.startswith("the ends of 12.5% of the prepared rows")
     longer = replace(found.choices, seq_len=last.value + 64)
-    hardware = find_card("12GB").hardware
+    hardware = find_card("10GB").hardware
     assert not fits(estimate_on(wanted.architecture, longer, hardware), hardware)
-    unknown = fit(replace(wanted, share_longer=None), find_card("12GB").hardware)
+    unknown = fit(replace(wanted, share_longer=None), find_card("10GB").hardware)
     assert unknown is not None and "is not known" in unknown.changes[-1].cost
 
 

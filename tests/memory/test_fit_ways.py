@@ -140,6 +140,13 @@ def values_of(wanted: FitRequest) -> dict[str, list[Any]]:
             else optimizers[optimizers.index(choices.optimizer) :]
         ),
         "attention": [choices.attention] if settled else ["eager", "sdpa"],
+        "embedding_offload": (
+            [False, True]
+            if architecture.model_type in PACKED_TYPES
+            and choices.mode in ("lora", "qlora", "bottleneck")
+            and not choices.modules_to_save
+            else [False]
+        ),
         "activation_offload": [False, True] if True in checkpointings(wanted) else [False],
         "tiled_mlp": (
             [False, True]

@@ -20,7 +20,7 @@ from counting import (
     tiny_config,
 )
 
-from ftcli.kernels import long_rows
+from ftcli.kernels import small_gpu
 from ftcli.memory import Choices
 from ftcli.memory.activations import layers
 from ftcli.memory.activations.layers import KEPT_KEYS, last_norm_bytes, layers_bytes
@@ -140,7 +140,7 @@ def test_checkpointing_keeps_what_the_formula_says(method: str) -> None:
 def test_tiles_peak_where_the_formula_says(
     family: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (long_rows, layers):
+    for module in (small_gpu, layers):
         monkeypatch.setattr(module, "TILE_TOKENS", 64)
     choices = replace(METHODS[mode], seq_len=2048, micro_batch=1, label_share=0.02)
     config, whole = tiny_config(family), 0
@@ -148,7 +148,7 @@ def test_tiles_peak_where_the_formula_says(
         choices = replace(choices, tiled_mlp=tiled)
         model, batch = build(config, choices), batch_of(choices)
         if tiled:
-            long_rows.tile_mlps(model)
+            small_gpu.tile_mlps(model)
 
         def step(model: Any = model, batch: Batch = batch, now: Choices = choices) -> None:
             with autocast(now):

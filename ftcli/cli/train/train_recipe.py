@@ -281,6 +281,7 @@ def _with_first_plan(recipe: Recipe, run: RunFolder) -> Recipe:
         "precision": begun.precision,
         "optimizer": begun.optimizer,
         "gradient_checkpointing": begun.gradient_checkpointing,
+        "embedding_offload": begun.embedding_offload,
         "activation_offload": begun.activation_offload,
         "tiled_mlp": begun.tiled_mlp,
     }

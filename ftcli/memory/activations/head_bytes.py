@@ -17,6 +17,9 @@ HEAD_TILE_TOKENS = {"cpu": 2048, "cuda": 32_768}
 """Tokens of the vocabulary whose logits exist together (ftcli.kernels.head): in the caches of a
 CPU; on a GPU enough for all its multiprocessors, as in TRL, for a sixteenth of the launches."""
 
+COPIED_TOKENS = 8192
+"""The same of a head in RAM, whose tiles are copied to the GPU."""
+
 # A tile of logits in TRL 1.16, which is as wide where the vocabulary is smaller
 # (trl/kernels/chunked_logprob.py, trl/trainer/utils.py).
 _TRL_TILE_POSITIONS = 4096
@@ -117,7 +120,10 @@ def _tile_bytes(architecture: Architecture, choices: Choices, positions: int) ->
     up in fp32 for the hidden states."""
     compute, width = choices.compute_bytes, _tile_width(architecture, choices)
     tile, part = positions * width, width * architecture.hidden
-    cast = 0 if compute == head_weight_bytes(architecture, choices) else compute * part
+    weight = head_weight_bytes(architecture, choices)
+    cast = 0 if compute == weight else compute * part
+    # Copied from RAM, one while the one before is still there.
+    copied = 2 * weight * part if choices.embedding_offload else 0
     each = 4 if compute == 4 else 4 + compute
     capped = _BYTES_PER_CAPPED_LOGIT if architecture.head == "softcapped" else each
     made = max(compute * tile + cast, capped * tile)
@@ -126,11 +132,12 @@ def _tile_bytes(architecture: Architecture, choices: Choices, positions: int) ->
     )  # counted with those of all tiles
     added = (4 if compute == 4 else compute + 4) * positions * architecture.hidden
     used = each * tile - kept + max(cast, added)
-    return 4 * positions * architecture.hidden + max(made - kept, used)
+    return copied + 4 * positions * architecture.hidden + max(made - kept, used)
 
 
 def _tile_width(architecture: Architecture, choices: Choices) -> int:
-    return min(architecture.vocab, HEAD_TILE_TOKENS[choices.device])
+    tokens = COPIED_TOKENS if choices.embedding_offload else HEAD_TILE_TOKENS[choices.device]
+    return min(architecture.vocab, tokens)
 
 
 def _weight_gradient_bytes(architecture: Architecture, choices: Choices, positions: int) -> int:

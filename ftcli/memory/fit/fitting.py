@@ -55,7 +55,10 @@ def steps(asked: FitRequest, found: Choices) -> Iterator[tuple[Step, Choices]]:
     """
     # A plan takes it by itself where it is open.
     now = replace(
-        asked.choices, activation_offload=found.activation_offload, tiled_mlp=found.tiled_mlp
+        asked.choices,
+        embedding_offload=found.embedding_offload,
+        activation_offload=found.activation_offload,
+        tiled_mlp=found.tiled_mlp,
     )
     for step in (*_same_model(now, found), *_other_model(asked, found)):
         now = replace(now, **{field: getattr(found, field) for field in step.fields})

@@ -16,6 +16,7 @@ from ftcli.memory.choices import (
     Optimizer,
     Targets,
     why_no_checkpointing,
+    why_no_embedding_offload,
     why_no_tiles,
 )
 from ftcli.memory.fit.search import CARD_TOKENS, Options, useful_micro_batches
@@ -47,6 +48,7 @@ class FitRequest:
     open_checkpointing: bool = False
     open_offload: bool = True
     open_tiles: bool = True
+    open_ends: bool = True
     alpha: float | None = None
     """LoRA's alpha of the recipe: it is lowered with the rank."""
     rslora: bool = False
@@ -107,10 +109,13 @@ def options_of(asked: FitRequest, hardware: Hardware) -> Options:
         or (choices.gradient_checkpointing and not asked.open_checkpointing)
     ):
         checkpointing = (True,)
-    can_offload = True in checkpointing and hardware.kind == "cuda" and choices.device == "cuda"
+    on_gpu = hardware.kind == "cuda" and choices.device == "cuda"
+    can_offload = True in checkpointing and on_gpu
     offload = open_or(choices.activation_offload, asked.open_offload and can_offload)
     can_tile = why_no_tiles(choices.mode, asked.architecture) is None and True in checkpointing
     tiles = open_or(choices.tiled_mlp, asked.open_tiles and can_tile)
+    can_leave = why_no_embedding_offload(choices, asked.architecture) is None
+    ends = open_or(choices.embedding_offload, asked.open_ends and can_leave and on_gpu)
     rows = useful_micro_batches(asked.batch_rows, hardware)
     if not asked.open_micro_batch:
         rows = (choices.micro_batch, *(fewer for fewer in rows if fewer < choices.micro_batch))
@@ -122,6 +127,7 @@ def options_of(asked: FitRequest, hardware: Hardware) -> Options:
         target_modules=_targets(asked.architecture, choices),
         optimizer=_from(OPTIMIZERS, choices.optimizer),
         attention=("eager", "sdpa") if sdpa else (choices.attention,),
+        embedding_offload=ends,
         activation_offload=offload,
         tiled_mlp=tiles,
         gradient_checkpointing=checkpointing,
@@ -136,6 +142,7 @@ def sparing(asked: FitRequest, hardware: Hardware) -> Choices:
     options = options_of(asked, hardware)
     return replace(
         asked.choices,
+        embedding_offload=options.embedding_offload[-1],
         activation_offload=options.activation_offload[-1],
         tiled_mlp=options.tiled_mlp[-1],
     )

@@ -64,6 +64,7 @@ class Options:
     target_modules: tuple[Targets, ...]
     optimizer: tuple[Optimizer, ...]
     attention: tuple[Attention, ...]
+    embedding_offload: tuple[bool, ...]
     activation_offload: tuple[bool, ...]
     tiled_mlp: tuple[bool, ...]
     gradient_checkpointing: tuple[bool, ...]
@@ -123,6 +124,7 @@ def any_fits(base: Choices, options: Options, seq_len: int, fits: Fits) -> bool:
         target_modules=options.target_modules[::-1],
         optimizer=options.optimizer[::-1],
         attention=options.attention[::-1],
+        embedding_offload=options.embedding_offload[::-1],
         activation_offload=options.activation_offload[::-1],
         tiled_mlp=options.tiled_mlp[::-1],
         gradient_checkpointing=options.gradient_checkpointing[::-1],
@@ -142,6 +144,7 @@ def smallest(base: Choices, options: Options) -> Choices:
             target_modules=options.target_modules[-1],
             optimizer=options.optimizer[-1],
             attention=options.attention[-1],
+            embedding_offload=options.embedding_offload[-1],
             activation_offload=options.activation_offload[-1],
             tiled_mlp=options.tiled_mlp[-1],
             gradient_checkpointing=options.gradient_checkpointing[-1],
@@ -159,8 +162,9 @@ def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Itera
     for rank, mode, four_bit_base, targets, optimizer in choices:
         if mode == "full" and (rank, targets) != (options.rank[0], options.target_modules[0]):
             continue  # neither is anything to it: it has been tried
-        for attention, offload, tiled, checkpointing in product(
+        for attention, ends, offload, tiled, checkpointing in product(
             options.attention,
+            options.embedding_offload,
             options.activation_offload,
             options.tiled_mlp,
             options.gradient_checkpointing,
@@ -176,6 +180,7 @@ def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Itera
                 target_modules=targets,
                 optimizer=optimizer,
                 attention=attention,
+                embedding_offload=ends,
                 activation_offload=offload,
                 tiled_mlp=tiled,
                 gradient_checkpointing=checkpointing,

@@ -174,6 +174,7 @@ class EstimateResult:
             figures = _figures(self.limit.estimate) if self.limit.estimate else {}
             fields["max"] = {"size": self.limit.size, "value": self.limit.value, **figures}
             taken = {
+                "embedding_offload": self.limit.choices.embedding_offload,
                 "activation_offload": self.limit.choices.offloading,
                 "tiled_mlp": self.limit.choices.tiling,
             }
@@ -264,6 +265,7 @@ def _of_flags(options: EstimateOptions, hardware: Hardware | None) -> FitRequest
         batch_rows=choices.micro_batch,
         open_checkpointing=not named and recomputes,
         open_offload="activation_offload" not in options.flags,
+        open_ends="embedding_offload" not in options.flags,
         open_tiles="tiled_mlp" not in options.flags,
     )
 

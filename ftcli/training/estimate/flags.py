@@ -8,7 +8,13 @@ from typing import Any
 from ftcli.errors import UsageError
 from ftcli.memory import Choices
 from ftcli.memory.architecture import Architecture
-from ftcli.memory.choices import MODE_NAMES, Mode, why_no_checkpointing, why_no_tiles
+from ftcli.memory.choices import (
+    MODE_NAMES,
+    Mode,
+    why_no_checkpointing,
+    why_no_embedding_offload,
+    why_no_tiles,
+)
 from ftcli.memory.fit.limits import Size
 
 LORA: tuple[Mode, ...] = ("lora", "qlora")
@@ -60,8 +66,19 @@ def _impossible(
     why = why_no_checkpointing(choices.mode, architecture)
     if given.get("gradient_checkpointing") and why is not None:
         yield f"--gradient-checkpointing: {why}: take --no-gradient-checkpointing"
+    yield from _not_spared(given, choices, architecture)
+
+
+def _not_spared(
+    given: Mapping[str, Any], choices: Choices, architecture: Architecture
+) -> Iterator[str]:
+    """Flags that save memory in a way that this training does not have."""
     if given.get("activation_offload") and not choices.checkpointing:
         yield "--activation-offload keeps what gradient checkpointing keeps: turn that on"
+    if given.get("embedding_offload"):
+        ends = why_no_embedding_offload(choices, architecture)
+        if ends is not None:
+            yield f"--embedding-offload: {ends}: take --no-embedding-offload"
     if given.get("tiled_mlp"):
         if (why := why_no_tiles(choices.mode, architecture)) is not None:
             yield f"--tiled-mlp: {why}: take --no-tiled-mlp"

@@ -18,7 +18,13 @@ from ftcli.config.recipe import (
 from ftcli.errors import MachineError, UsageError
 from ftcli.memory import Choices
 from ftcli.memory.architecture import Architecture
-from ftcli.memory.choices import Attention, Precision, why_no_checkpointing, why_no_tiles
+from ftcli.memory.choices import (
+    Attention,
+    Precision,
+    why_no_checkpointing,
+    why_no_embedding_offload,
+    why_no_tiles,
+)
 from ftcli.memory.fit.request import require_mode
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.static import kept_dequantised_bytes
@@ -135,6 +141,7 @@ def _decided(
         "micro_batch_size": micro_batch,
         "packing": packing or False,
         "gradient_checkpointing": choices.gradient_checkpointing,
+        "embedding_offload": choices.embedding_offload,
         "activation_offload": choices.offloading,
         "tiled_mlp": choices.tiling,
         "eval_steps": eval_steps,
@@ -180,6 +187,7 @@ def _open_choices(
     padded = why_padded(recipe, architecture, hardware)
     liger = choose_liger(recipe, architecture, hardware)
     recomputes = why_no_checkpointing(choices.mode, architecture) is None
+    _require_embedding_offload(recipe, architecture, choices)
     return replace(
         choices,
         packed_rows=padded is None,
@@ -230,6 +238,15 @@ def require_checkpointing(recipe: Recipe, architecture: Architecture) -> None:
         raise UsageError(
             "gradient_checkpointing",
             f"training.gradient_checkpointing: {why}; leave it to auto",
+        )
+
+
+def _require_embedding_offload(recipe: Recipe, architecture: Architecture, base: Choices) -> None:
+    """Raise UsageError (`embedding_offload`) if embeddings or head cannot be in RAM."""
+    why = why_no_embedding_offload(base, architecture)
+    if recipe.training.embedding_offload is True and why is not None:
+        raise UsageError(
+            "embedding_offload", f"training.embedding_offload: {why}; leave it to auto"
         )
 
 

@@ -19,6 +19,7 @@ TIMED = {
     "optimizations.fused_lora": "optimized",
     "optimizations.liger": "liger",
     "training.tiled_mlp": "tiled_mlp",
+    "training.embedding_offload": "embedding_offload",
     "training.activation_offload": "activation_offload",
 }
 

@@ -11,7 +11,12 @@ from ftcli.errors import MachineError
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.activations.layers import TILE_TOKENS, offloaded_bytes
 from ftcli.memory.architecture import Architecture
-from ftcli.memory.choices import Optimizer, why_no_checkpointing, why_no_tiles
+from ftcli.memory.choices import (
+    Optimizer,
+    why_no_checkpointing,
+    why_no_embedding_offload,
+    why_no_tiles,
+)
 from ftcli.memory.fit.request import open_or
 from ftcli.memory.fit.search import (
     CARD_TOKENS,
@@ -26,6 +31,7 @@ from ftcli.memory.fit.search import (
     useful_micro_batches,
 )
 from ftcli.memory.hardware import PCIE_BYTES_PER_SECOND, Hardware
+from ftcli.memory.static import ends_bytes
 from ftcli.shell import gib, shown_size
 from ftcli.training.plan.optimizations import may_cache_dequantised
 from ftcli.training.plan.plan import AS_SET, Decided, RowStatistics, packed
@@ -48,7 +54,7 @@ def fit_memory(
 
     def has_room(candidate: Choices) -> bool:
         packed = _by_tokens(recipe, rows, hardware, candidate)
-        in_ram = offloaded_bytes(architecture, packed)
+        in_ram = offloaded_bytes(architecture, packed) + ends_bytes(architecture, packed)
         if hardware.ram_bytes is not None and in_ram > OFFLOAD_SHARE * hardware.ram_bytes:
             return False
         return fits(estimate_on(architecture, packed, hardware), hardware)
@@ -93,6 +99,12 @@ def _options(
         target_modules=(base.target_modules,),
         optimizer=("adamw", other) if eight_bit else (base.optimizer,),
         attention=(base.attention,),
+        embedding_offload=open_or(
+            training.embedding_offload is True,
+            training.embedding_offload == "auto"
+            and hardware.kind == "cuda"
+            and why_no_embedding_offload(base, architecture) is None,
+        ),
         activation_offload=open_or(
             offload is True, offload == "auto" and can and hardware.kind == "cuda"
         ),
@@ -150,13 +162,11 @@ def _by_tokens(recipe: Recipe, rows: RowStatistics, hardware: Hardware, found: C
 
 
 def require_gpu(recipe: Recipe, hardware: Hardware) -> None:
-    """Raise MachineError if the recipe's optimizer or its offload needs a GPU."""
+    """Raise MachineError if the recipe's optimizer or an offload needs a GPU."""
     asked = recipe.training.optimizer
-    if hardware.kind != "cuda" and recipe.training.activation_offload is True:
-        raise MachineError(
-            "activation_offload",
-            "training.activation_offload: true needs a CUDA GPU; leave it to auto",
-        )
+    for name in ("activation_offload", "embedding_offload"):
+        if hardware.kind != "cuda" and getattr(recipe.training, name) is True:
+            raise MachineError(name, f"training.{name}: true needs a CUDA GPU; leave it to auto")
     if hardware.kind != "cuda" and asked in ("adamw-8bit", "paged-adamw-8bit"):
         raise MachineError("optimizer", f"training.optimizer: {asked} needs a CUDA GPU; take adamw")
 
@@ -224,6 +234,8 @@ def whys_of_checkpointing(
     whys = {"training.gradient_checkpointing": _why_checkpointing(recipe, architecture, found)}
     if found.gradient_checkpointing and found.device == "cuda":
         whys["training.activation_offload"] = _why_offload(recipe, architecture, found)
+    if found.embedding_offload or recipe.training.embedding_offload is False:
+        whys["training.embedding_offload"] = _why_ends(recipe, architecture, found)
     if found.gradient_checkpointing:
         whys["training.tiled_mlp"] = _why_tiles(recipe, architecture, found)
     return whys
@@ -248,6 +260,13 @@ def _why_tiles(recipe: Recipe, architecture: Architecture, found: Choices) -> st
     why = AS_SET if asked is True else "activations of a whole MLP do not fit"
     tiles = math.ceil(found.tokens / TILE_TOKENS)
     return f"{why}; {tiles} of {TILE_TOKENS:,} tokens"
+
+
+def _why_ends(recipe: Recipe, architecture: Architecture, found: Choices) -> str:
+    if not found.embedding_offload:
+        return AS_SET
+    why = AS_SET if recipe.training.embedding_offload is True else "nothing else fits"
+    return f"{why}; {shown_size(ends_bytes(architecture, found))} less on the GPU"
 
 
 def _why_offload(recipe: Recipe, architecture: Architecture, found: Choices) -> str:

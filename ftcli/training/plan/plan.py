@@ -123,6 +123,7 @@ class PlannedTraining(Training):
     packing: Literal[False] | PositiveCount
     """Most tokens of a micro-batch of packed rows; false: rows are padded."""
     gradient_checkpointing: bool
+    embedding_offload: bool = False
     activation_offload: bool = False
     tiled_mlp: bool = False
     eval_steps: PositiveCount
@@ -194,6 +195,7 @@ class Plan(TrainingRecord):
         checkpointing += with_checkpointing(
             self.training.tiled_mlp, self.training.activation_offload
         )
+        checkpointing += " · embeddings in RAM" if self.training.embedding_offload else ""
         peak, free = self.estimate.peak_bytes / GIB, self.hardware.free_bytes / GIB
         replayed = f" · {self.rows.in_words}" if self.rows.replayed_rows else ""
         return (
@@ -257,6 +259,7 @@ def choices_of(
         micro_batch=micro_batch,
         gradient_accumulation=training.batch_size // micro_batch,
         gradient_checkpointing=training.gradient_checkpointing is not False,
+        embedding_offload=training.embedding_offload is True,
         activation_offload=training.activation_offload is True,
         tiled_mlp=training.tiled_mlp is True,
         label_share=rows.label_share,

@@ -1,9 +1,9 @@
-"""Long rows on a small GPU, with gradient checkpointing: hidden states in RAM between the forward
-and the backward pass, and MLPs that run on a tile of the tokens at a time.
+"""What a small GPU has no room for: hidden states in RAM between the forward and the backward pass,
+MLPs that run on a tile of the tokens at a time, and frozen embeddings and head in RAM.
 
-With checkpointing autograd saves the input of each layer, and nothing in a layer: it runs again in
-the backward pass. torch's `save_on_cpu` copies all that is saved, tables of positions too, and
-waits for each copy.
+With gradient checkpointing autograd saves the input of each layer, and nothing in a layer: it runs
+again in the backward pass. torch's `save_on_cpu` copies all that is saved, tables of positions too,
+and waits for each copy.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
 from torch.utils.checkpoint import get_device_states, set_device_states
 from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ftcli.compat import stay_in_place
 from ftcli.kernels.autocast import autocast_type
+from ftcli.memory.activations.head_bytes import COPIED_TOKENS
 from ftcli.memory.activations.layers import TILE_TOKENS
 from ftcli.memory.architecture import MLP
 
@@ -48,6 +52,33 @@ def in_ram(hidden: int) -> saved_tensors_hooks:
         return kept.to(device, non_blocking=True)
 
     return saved_tensors_hooks(pack, unpack)
+
+
+def keep_ends_in_ram(model: PreTrainedModel, device: torch.device) -> None:
+    """Leave the frozen input embeddings and the head of a model on `device` in RAM.
+
+    Rows of the embeddings are looked up there. Of the head a part at a time is copied to the GPU,
+    which ftcli.kernels.head does by itself.
+    """
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    for module in (embeddings, head):
+        if device.type == "cuda":
+            module.weight.data = module.weight.data.pin_memory()
+        module.requires_grad_(False)
+        stay_in_place(module)
+    embeddings.forward = partial(_look_up, embeddings.forward, device)
+    embeddings.output_device = device
+    head.forward = partial(_multiply, head)
+
+
+def _look_up(own: Callable[[Tensor], Tensor], device: torch.device, ids: Tensor) -> Tensor:
+    return own(ids.cpu()).to(device)
+
+
+def _multiply(head: nn.Linear, hidden: Tensor) -> Tensor:
+    parts = (part.to(hidden.device, non_blocking=True) for part in head.weight.split(COPIED_TOKENS))
+    found = torch.cat([F.linear(hidden, part) for part in parts], dim=-1)
+    return found if head.bias is None else found + head.bias.to(hidden.device)
 
 
 def tile_mlps(model: nn.Module) -> int:
