@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,13 +190,25 @@ def test_a_plan_takes_tiles_before_ram() -> None:
 
 
 def test_long_rows_fit_a_4090() -> None:
+    """As docs/vram.md says."""
     architecture = known_architecture("llama-3.1-8b")
     assert architecture is not None
     hardware = find_card("4090").hardware
-    request = FitRequest(architecture, Choices("qlora", rank=32), batch_rows=1)
-    limit = largest(architecture, sparing(request, hardware), "max-length", hardware)
-    assert limit.value is not None and limit.value >= 65_536
-    assert limit.choices.tiling and limit.choices.offloading
+    choices = Choices("qlora", rank=32, optimized=True, liger=True)
+    request = FitRequest(architecture, choices, batch_rows=1)
+    every = sparing(request, hardware)
+    assert every.tiling and every.offloading and every.embedding_offload
+    kinds = ("tiled_mlp", "activation_offload", "embedding_offload")
+    found = []
+    for taken in ((), kinds[:1], kinds[1:2], kinds[:2], kinds):
+        some = replace(choices, **dict.fromkeys(taken, True))
+        found.append(largest(architecture, some, "max-length", hardware).value)
+    page = (Path(__file__).parents[2] / "docs" / "vram.md").read_text(encoding="utf-8")
+    section = page.split("## Long rows and small GPUs")[1].split("\n## ")[0]
+    assert found == [int(each.replace(",", "")) for each in re.findall(r"\| ([\d,]+) \|", section)]
+    assert found[3] >= 65_536
+    plain = replace(every, liger=False, embedding_offload=False)
+    assert largest(architecture, plain, "max-length", hardware).value >= 65_536
 
 
 @pytest.mark.parametrize(
