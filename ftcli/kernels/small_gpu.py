@@ -144,7 +144,7 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         (hidden,), weights = ctx.kept.saved_tensors, ctx.weights
-        found = torch.empty_like(hidden)
+        found = hidden.new_empty(hidden.shape)  # contiguous, for views of tiles
         sums: list[Tensor | None] = [None] * len(weights)
         device, dtype = hidden.device.type, ctx.autocast_to
         with (
