@@ -143,6 +143,8 @@ def _widths(architecture: Architecture, choices: Choices) -> dict[str, float]:
         "DoRA": choices.has_lora and choices.dora,
         "packing": choices.packing,
         "bottleneck adapters": choices.mode == "bottleneck",
+        "MLPs in tiles": choices.tiling,
+        "embeddings in RAM": choices.embedding_offload,
     }
     widths = {kind: _WIDER_EACH for kind, holds in kinds.items() if holds}
     if architecture.recurrent:

@@ -113,11 +113,11 @@ def test_the_gpu_holds_as_much_less_as_is_estimated() -> None:
     assert less == ends_bytes(architecture, kept) == 2 * 128_256 * 4096 * 2
     assert quantization_bytes(architecture, choices) == quantization_bytes(architecture, kept)
     found = estimate_on(architecture, kept, find_card("6GB").hardware)
-    assert found.high_bytes <= 6e9
+    assert found.device_bytes <= 5.3e9 and found.high_bytes <= 6 * GIB
 
 
 def test_a_plan_takes_it_where_nothing_else_fits() -> None:
-    rows_of = replace(PROFILE, longest_tokens=7000)
+    rows_of = replace(PROFILE, longest_tokens=6500)
     for size, taken in (("3060", False), ("3070", True)):
         plan = make_plan(recipe("qlora"), LARGE, rows_of, find_card(size).hardware)
         assert plan.training.embedding_offload is taken
@@ -126,7 +126,7 @@ def test_a_plan_takes_it_where_nothing_else_fits() -> None:
     assert reason.endswith("% more time a step (estimated)")
     assert plan.headline().count("embeddings in RAM") == 1
     little = replace(find_card("3070").hardware, ram_bytes=GIB)
-    with pytest.raises(MachineError, match="7000 tokens needs"):
+    with pytest.raises(MachineError, match="6500 tokens needs"):
         make_plan(recipe("qlora"), LARGE, rows_of, little)
 
 
