@@ -183,7 +183,9 @@ SHAPES: dict[str, dict[str, Any]] = {
             "timeline": record(
                 dict.fromkeys(PHASES, record(dict.fromkeys(SIZES[:-1], COUNT), {"l2_sp": COUNT})),
             ),
-            "moments": record(dict.fromkeys(("validation", "answers", "merge_on_cpu"), COUNT)),
+            "moments": record(
+                dict.fromkeys(("validation", "answers", "merge_on_cpu", "ram"), COUNT)
+            ),
             "trainable_parameters": COUNT,
             "total_parameters": COUNT,
             "fits": {"type": "object", "additionalProperties": {"type": "boolean"}},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from ftcli.console import print_result, shown_path, width, wrapped
 from ftcli.memory import Choices, Estimate
-from ftcli.memory.choices import MODE_NAMES, why_no_checkpointing, with_checkpointing
+from ftcli.memory.choices import MODE_NAMES, why_no_checkpointing
 from ftcli.memory.fit.fitting import Alternatives, FitResult
 from ftcli.memory.fit.limits import MOST, Limit, Sweep, SweepRow
 from ftcli.memory.hardware import Hardware
@@ -142,7 +142,8 @@ def _how(choices: Choices) -> str:
     checkpointing = "with" if choices.checkpointing else "without"
     return (
         f"micro-batch {choices.micro_batch} × {choices.seq_len} tokens, {choices.precision}, "
-        f"{checkpointing} gradient checkpointing, {choices.optimizer}, {choices.attention}"
+        f"{checkpointing} gradient checkpointing{choices.spared}, {choices.optimizer}, "
+        f"{choices.attention}"
     )
 
 
@@ -204,6 +205,8 @@ def _figures(estimate: Estimate) -> Iterator[str]:
     outside = estimate.moments
     on_host = outside["merge_on_cpu"]
     merge = f" · merge {shown_size(on_host)} of RAM" if on_host else ""
+    if outside["ram"]:
+        yield f"in RAM while it trains: {shown_size(outside['ram'])}"
     yield (
         f"outside the step: validation {shown_size(outside['validation'])} · generation, "
         f"batch {ANSWERED_ROWS}, {shown_size(outside['answers'])} (smaller batches less){merge}"
@@ -273,13 +276,12 @@ def _changes(found: FitResult, hardware: Hardware, written: Path | None) -> Iter
 
 def _outcome(found: FitResult, hardware: Hardware) -> str:
     choices = found.choices
-    start = "then" if found.changes else f"fits {hardware.name} as it is"
+    as_it_is = "" if choices.spared else " as it is"
+    start = "then" if found.changes else f"fits {hardware.name}{as_it_is}"
     checkpointing = "with" if choices.gradient_checkpointing else "without"
-    more = with_checkpointing(choices.tiling, choices.offloading)
-    more += ", embeddings in RAM" * choices.embedding_offload
     return (
         f"{start}: micro-batch {choices.micro_batch} × {choices.gradient_accumulation}, "
-        f"{checkpointing} gradient checkpointing{more}, {_figure(found.estimate)} of "
+        f"{checkpointing} gradient checkpointing{choices.spared}, {_figure(found.estimate)} of "
         f"{gib(hardware.usable_bytes)}"
     )
 
@@ -302,9 +304,9 @@ def _limit(limit: Limit, hardware: Hardware) -> Iterator[str]:
         yield f"not even {limit.size} 1 fits {hardware.name}"
         return
     more = " or more" if limit.value == MOST else ""
-    spared = with_checkpointing(limit.choices.tiling, limit.choices.offloading)
+    spared, in_ram = limit.choices.spared, limit.estimate.moments["ram"]
     context = f"; gradient checkpointing{spared}" * bool(spared)
-    context += "; embeddings in RAM" * limit.choices.embedding_offload
+    context += f", {gib(in_ram)} of it" * bool(in_ram)
     context += "; the model's own limit is not checked" * (limit.size == "max-length")
     yield (
         f"largest {limit.size} that fits {hardware.name}: {limit.value}{more} "

@@ -189,7 +189,9 @@ def _merge_where_it_fits(
     try:
         return _merge(opened, folder, options, reporter)
     except MachineError as error:
-        if error.code != "memory" or not on_gpu:
+        cause = error.__cause__
+        of_ram = isinstance(cause, MemoryError) or "DefaultCPUAllocator" in str(cause)
+        if error.code != "memory" or not on_gpu or of_ram:
             raise
     free_memory()
     reporter.note("the GPU has no room for this merge: it begins again on the CPU")

@@ -61,9 +61,9 @@ def keep_ends_in_ram(model: PreTrainedModel, device: torch.device) -> None:
     which ftcli.kernels.head does by itself.
     """
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if device.type == "cuda":
+        head.weight.data = head.weight.data.pin_memory()
     for module in (embeddings, head):
-        if device.type == "cuda":
-            module.weight.data = module.weight.data.pin_memory()
         module.requires_grad_(False)
         stay_in_place(module)
     embeddings.forward = partial(_look_up, embeddings.forward, device)
@@ -85,7 +85,8 @@ def tile_mlps(model: nn.Module) -> int:
     """Run the MLP of each layer in tiles of TILE_TOKENS; returns how many.
 
     The backward pass runs the MLP again, a tile at a time. With gradient checkpointing it ran
-    again anyway: a layer that is computed again ends where the tiles' input is saved.
+    again anyway: a layer that is computed again ends where the tiles' input is saved, unless a norm
+    after the MLP keeps something too (Gemma 2 and 3), for which it runs once more.
     """
     layers = (each for each in model.modules() if isinstance(each, GradientCheckpointingLayer))
     found = [layer.get_submodule(MLP) for layer in layers]

@@ -61,9 +61,10 @@ def why_no_embedding_offload(choices: Choices, architecture: Architecture) -> st
     return None
 
 
-def with_checkpointing(tiled_mlp: bool, activation_offload: bool) -> str:
+def spared(tiled_mlp: bool, activation_offload: bool, embedding_offload: bool) -> str:
     """What else saves memory, in words that follow `gradient checkpointing`."""
-    return ", MLPs in tiles" * tiled_mlp + ", hidden states in RAM" * activation_offload
+    states = ", hidden states in RAM" * activation_offload
+    return ", MLPs in tiles" * tiled_mlp + states + ", embeddings in RAM" * embedding_offload
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,10 @@ class Choices:
     @property
     def offloading(self) -> bool:
         return self.activation_offload and self.checkpointing
+
+    @property
+    def spared(self) -> str:
+        return spared(self.tiling, self.offloading, self.embedding_offload)
 
     @property
     def tiling(self) -> bool:

@@ -335,6 +335,8 @@ def step_work(architecture: Architecture, choices: Choices) -> Work:
         tiled = [each for each in kind.linear if in_mlp(each)]
         read = elements + more * sum(each.elements for each in tiled)
         others += layers * passes * _weight_bytes(read, choices)
+        if choices.tiling and sum(norm.rows == 1 for norm in kind.norms) > 2:  # one after the MLP
+            flops += layers * 2 * tokens * sum(each.elements for each in tiled)
         modules = len(kind.linear) + more * len(tiled)
         launches += layers * modules * _launches(choices) * (1 + FORWARD * again)
     lora_bytes, lora_launches = _lora(architecture, choices, again)

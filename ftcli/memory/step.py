@@ -12,6 +12,7 @@ from ftcli.memory.activations.head_bytes import head_bytes
 from ftcli.memory.activations.layers import (
     layers_bytes,
     prefix_cache_bytes,
+    ram_bytes,
     rebuilt_layer_bytes,
     temporaries_bytes,
 )
@@ -147,11 +148,13 @@ _COMPARED_POSITIONS = 1024
 
 
 def outside_step_bytes(architecture: Architecture, choices: Choices) -> dict[str, int]:
-    """Bytes allocated in validation, in answering, and in a merge (RAM)."""
+    """Bytes allocated in validation, in answering, in a merge (RAM), and in RAM for a training on
+    a GPU."""
     return {
         "validation": validation_bytes(architecture, choices),
         "answers": answering_bytes(architecture, choices),
         "merge_on_cpu": merge_cpu_bytes(architecture, choices),
+        "ram": ram_bytes(architecture, choices),
     }
 
 

@@ -47,9 +47,9 @@ from ftcli.models.methods import keep_four_bit_trainable
 from ftcli.models.text_forward import idle_modules
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# None: sdpa, and eager for a class without it, such as a tower or a model with attention sinks.
 # Names of embeddings and head in all of PACKED_TYPES.
 ENDS = ("model.embed_tokens", "lm_head")
+# None: sdpa, and eager for a class without it, such as a tower or a model with attention sinks.
 ATTENTION = {"sdpa": None, "eager": "eager", "flash": "flash_attention_2"}
 
 

@@ -75,6 +75,25 @@ def offloaded_bytes(architecture: Architecture, choices: Choices) -> int:
     return round(choices.tokens * (inputs + last_norm_bytes(architecture, choices)))
 
 
+def ram_bytes(architecture: Architecture, choices: Choices) -> int:
+    """Bytes of RAM that is kept for the GPU. torch takes a power of two for each tensor in pinned
+    memory (ATen/core/CachingHostAllocator.h): all but embeddings, unless they are the head."""
+    found = 0
+    if choices.offloading:
+        inputs = choices.residual_bytes * architecture.hidden * choices.tokens
+        last_norm = round(choices.tokens * last_norm_bytes(architecture, choices))
+        found = architecture.layers * _power_of_two(inputs) + _power_of_two(last_norm)
+    if choices.embedding_offload:
+        matrix = architecture.vocab * architecture.hidden * choices.weight_bytes
+        found += _power_of_two(matrix) + (0 if architecture.tied else matrix)
+    return found
+
+
+def _power_of_two(size: int) -> int:
+    """The first that is not less."""
+    return 1 << max(0, size - 1).bit_length()
+
+
 def rebuilt_layer_bytes(architecture: Architecture, choices: Choices) -> int:
     """Bytes of the layer whose backward pass runs, beyond what `layers_bytes` counts."""
     temporaries = max(
@@ -113,8 +132,13 @@ def _measured(architecture: Architecture, choices: Choices, number: int) -> Save
 
 def temporaries_bytes(architecture: Architecture, choices: Choices, number: int) -> float:
     """The most that comes and goes inside the backward pass of one layer."""
-    tile = _tile_bytes(architecture, choices, number) if choices.tiling else 0.0
-    return tile + _passing_bytes(architecture, choices, number)
+    passing = _passing_bytes(architecture, choices, number)
+    if not choices.tiling:
+        return passing
+    # One gradient more than counted is there all the time (tests/memory); while a tile runs, those
+    # of the MLP's output and input are.
+    gradient = choices.residual_bytes * architecture.hidden * choices.tokens
+    return gradient + max(passing, 2 * gradient + _tile_bytes(architecture, choices, number))
 
 
 def _tile_bytes(architecture: Architecture, choices: Choices, number: int) -> float:

@@ -74,7 +74,9 @@ def _not_spared(
 ) -> Iterator[str]:
     """Flags that save memory in a way that this training does not have."""
     if given.get("activation_offload") and not choices.checkpointing:
-        yield "--activation-offload keeps what gradient checkpointing keeps: turn that on"
+        why = why_no_checkpointing(choices.mode, architecture)
+        remedy = f"{why}: take --no-activation-offload" if why else "turn that on"
+        yield f"--activation-offload keeps what gradient checkpointing keeps: {remedy}"
     if given.get("embedding_offload"):
         ends = why_no_embedding_offload(choices, architecture)
         if ends is not None:

@@ -187,7 +187,6 @@ def _open_choices(
     padded = why_padded(recipe, architecture, hardware)
     liger = choose_liger(recipe, architecture, hardware)
     recomputes = why_no_checkpointing(choices.mode, architecture) is None
-    _require_embedding_offload(recipe, architecture, choices)
     return replace(
         choices,
         packed_rows=padded is None,
@@ -227,13 +226,13 @@ def require_checkpointing(recipe: Recipe, architecture: Architecture) -> None:
     if training.activation_offload is True and (why or off):
         raise UsageError(
             "activation_offload",
-            f"training.activation_offload keeps what gradient checkpointing keeps: {why or off}",
+            "training.activation_offload: true keeps in RAM what gradient checkpointing keeps; "
+            f"{why or off}",
         )
     if training.tiled_mlp is True and (why_not or off):
-        raise UsageError(
-            "tiled_mlp",
-            f"training.tiled_mlp goes with gradient checkpointing: {why_not or off}",
-        )
+        reason = f"{why_not}; leave it to auto" if why_not else f"goes with checkpointing; {off}"
+        raise UsageError("tiled_mlp", f"training.tiled_mlp: true {reason}")
+    _require_embedding_offload(recipe, architecture)
     if why is not None and recipe.training.gradient_checkpointing is True:
         raise UsageError(
             "gradient_checkpointing",
@@ -241,9 +240,9 @@ def require_checkpointing(recipe: Recipe, architecture: Architecture) -> None:
         )
 
 
-def _require_embedding_offload(recipe: Recipe, architecture: Architecture, base: Choices) -> None:
+def _require_embedding_offload(recipe: Recipe, architecture: Architecture) -> None:
     """Raise UsageError (`embedding_offload`) if embeddings or head cannot be in RAM."""
-    why = why_no_embedding_offload(base, architecture)
+    why = why_no_embedding_offload(Choices(**choices_of_method(recipe.method)), architecture)
     if recipe.training.embedding_offload is True and why is not None:
         raise UsageError(
             "embedding_offload", f"training.embedding_offload: {why}; leave it to auto"

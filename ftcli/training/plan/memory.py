@@ -30,7 +30,7 @@ from ftcli.memory.fit.search import (
     smallest,
     useful_micro_batches,
 )
-from ftcli.memory.hardware import PCIE_BYTES_PER_SECOND, Hardware
+from ftcli.memory.hardware import Hardware
 from ftcli.memory.static import ends_bytes
 from ftcli.shell import gib, shown_size
 from ftcli.training.plan.optimizations import may_cache_dequantised
@@ -52,15 +52,19 @@ def fit_memory(
     """The cheapest values of everything that is `auto`; raises MachineError."""
     options = _options(recipe, architecture, rows, hardware, base)
 
-    def has_room(candidate: Choices) -> bool:
+    def estimated(candidate: Choices) -> Estimate:
         packed = _by_tokens(recipe, rows, hardware, candidate)
-        in_ram = offloaded_bytes(architecture, packed) + ends_bytes(architecture, packed)
-        if hardware.ram_bytes is not None and in_ram > OFFLOAD_SHARE * hardware.ram_bytes:
-            return False
-        return fits(estimate_on(architecture, packed, hardware), hardware)
+        return estimate_on(architecture, packed, hardware)
 
-    found = cheapest(base, options, has_room)
+    def on_gpu(candidate: Choices) -> bool:
+        return fits(estimated(candidate), hardware)
+
+    found = cheapest(
+        base, options, lambda each: on_gpu(each) and _has_ram(estimated(each), hardware)
+    )
     if found is None:
+        if (with_ram := cheapest(base, options, on_gpu)) is not None:
+            raise _without_ram(estimated(with_ram), hardware)
         least = smallest(base, options)
         raise _too_large(recipe, rows, hardware, least, estimate_on(architecture, least, hardware))
     found = _by_tokens(recipe, rows, hardware, found)
@@ -68,6 +72,11 @@ def fit_memory(
         kept = replace(found, keeps_dequantised=True)
         found = kept if fits(estimate_on(architecture, kept, hardware), hardware) else found
     return found, estimate_on(architecture, found, hardware)
+
+
+def _has_ram(found: Estimate, hardware: Hardware) -> bool:
+    free = hardware.ram_bytes
+    return free is None or found.moments["ram"] <= OFFLOAD_SHARE * free
 
 
 def _options(
@@ -171,6 +180,15 @@ def require_gpu(recipe: Recipe, hardware: Hardware) -> None:
         raise MachineError("optimizer", f"training.optimizer: {asked} needs a CUDA GPU; take adamw")
 
 
+def _without_ram(found: Estimate, hardware: Hardware) -> MachineError:
+    in_ram, free = gib(found.moments["ram"]), gib(hardware.ram_bytes or 0)
+    return MachineError(
+        "memory",
+        f"what {hardware.name} has no room for takes {in_ram} of RAM, and {free} are free, of "
+        f"which {OFFLOAD_SHARE:.0%} may be taken; lower data.max_length, or free RAM",
+    )
+
+
 def _too_large(
     recipe: Recipe, rows: RowStatistics, hardware: Hardware, least: Choices, found: Estimate
 ) -> MachineError:
@@ -246,6 +264,10 @@ def _why_checkpointing(recipe: Recipe, architecture: Architecture, found: Choice
         return why
     if recipe.training.gradient_checkpointing != "auto":
         return AS_SET
+    training = recipe.training
+    for name in ("activation_offload", "tiled_mlp"):
+        if getattr(training, name) is True:
+            return f"training.{name} needs it; takes about a third more time"
     if found.gradient_checkpointing:
         return "activations do not fit without it; takes about a third more time"
     return "activations fit; computing them again would take a third more time"
@@ -259,7 +281,8 @@ def _why_tiles(recipe: Recipe, architecture: Architecture, found: Choices) -> st
         return AS_SET if asked is False else "activations of a whole MLP fit"
     why = AS_SET if asked is True else "activations of a whole MLP do not fit"
     tiles = math.ceil(found.tokens / TILE_TOKENS)
-    return f"{why}; {tiles} of {TILE_TOKENS:,} tokens"
+    of = "1 tile" if tiles == 1 else f"{tiles} tiles"
+    return f"{why}; {of} of up to {TILE_TOKENS:,} tokens"
 
 
 def _why_ends(recipe: Recipe, architecture: Architecture, found: Choices) -> str:
@@ -274,6 +297,5 @@ def _why_offload(recipe: Recipe, architecture: Architecture, found: Choices) -> 
     if not found.offloading:
         return AS_SET if asked is False else "hidden states between layers fit"
     size = offloaded_bytes(architecture, found)
-    seconds = 2 * size / PCIE_BYTES_PER_SECOND
-    why = AS_SET if asked is True else "nothing else fits"
-    return f"{why}; {shown_size(size)} go to RAM and back, about {seconds:.1f} s a micro-batch"
+    why = AS_SET if asked is True else "they do not fit"
+    return f"{why}; {shown_size(size)} go to RAM and back in each micro-batch"

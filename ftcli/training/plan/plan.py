@@ -23,7 +23,7 @@ from ftcli.config.recipe import Model, Training
 from ftcli.config.section import PositiveCount, Rate
 from ftcli.data.dataset import Dataset
 from ftcli.memory import Choices, Estimate
-from ftcli.memory.choices import Attention, Optimizer, Precision, with_checkpointing
+from ftcli.memory.choices import Attention, Optimizer, Precision, spared
 from ftcli.memory.hardware import Hardware
 from ftcli.runs.results import Result
 from ftcli.runs.training_records import TrainingRecord
@@ -192,10 +192,8 @@ class Plan(TrainingRecord):
     def headline(self) -> str:
         """The plan in one line, the machine first."""
         checkpointing = "on" if self.training.gradient_checkpointing else "off"
-        checkpointing += with_checkpointing(
-            self.training.tiled_mlp, self.training.activation_offload
-        )
-        checkpointing += " · embeddings in RAM" if self.training.embedding_offload else ""
+        taken = self.training
+        checkpointing += spared(taken.tiled_mlp, taken.activation_offload, taken.embedding_offload)
         peak, free = self.estimate.peak_bytes / GIB, self.hardware.free_bytes / GIB
         replayed = f" · {self.rows.in_words}" if self.rows.replayed_rows else ""
         return (
