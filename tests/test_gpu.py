@@ -214,6 +214,32 @@ def test_liger_gives_the_loss_and_the_gradients_of_transformers(
     assert_same(through(model, padded(rows(), 0)), expected, 1e-5, 1e-4)
 
 
+SAVERS = ("activation_offload", "embedding_offload", "tiled_mlp")
+
+
+@pytest.mark.parametrize("taken", [*((each,) for each in SAVERS), SAVERS], ids=" ".join)
+@pytest.mark.parametrize("mode", ["lora", "qlora"])
+def test_what_saves_memory_learns_the_same_and_takes_what_was_estimated(
+    mode: str,
+    taken: tuple[str, ...],
+    middle_sized: Path,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    on = {"gradient_checkpointing": True} | dict.fromkeys(taken, True)
+    found = measured_run(tmp_path, middle_sized, {"mode": mode}, on)
+    assert all(figure.inside for figure in found.figures), found.figures
+    curves = {}
+    for name, keys in (("saving", on), ("plain", {"gradient_checkpointing": True})):
+        training = {"epochs": 1, "batch_size": 8} | keys
+        recipe = write_recipe(name, method={"mode": mode}, training=training)
+        assert run(["train", str(recipe)]) == 0
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        curves[name] = [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+        assert run(["generate", str(recipe), "Product: kettle"]) == 0
+    assert curves["saving"] == pytest.approx(curves["plain"], abs=2e-2)
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_a_card_with_all_optimisations_learns_the_same(
     method: str, write_recipe: Callable[..., Path], tmp_path: Path
