@@ -1,4 +1,4 @@
-"""Names of Python and libraries that ftcli uses or replaces though they are private: eight, each
+"""Names of Python and libraries that ftcli uses or replaces though they are private: nine, each
 with its reason.
 
 tests/test_compat.py fails first when a library moves one. Libraries are imported in functions, to
@@ -117,6 +117,20 @@ def stay_in_place(module: nn.Module) -> None:
     """
     own: Any = module
     own._apply = lambda *_, **__: own
+
+
+@contextmanager
+def rows_known_as_padded() -> Iterator[None]:
+    """Within the block transformers does not ask whether rows are packed: it would read the
+    positions, for which the host waits (5.24, masking_utils.py)."""
+    from transformers import masking_utils
+
+    own = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda *_: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = own
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import masking_utils
 from transformers.integrations import sdpa_attention
 
 from ftcli import compat
@@ -140,3 +141,24 @@ def test_fake_tensors_have_sizes_and_storages_that_stay_the_same_object() -> Non
         made = torch.empty(3, 4, dtype=torch.bfloat16)
         assert made.view(12).untyped_storage() is made.untyped_storage()
     assert made.untyped_storage().nbytes() == 24
+
+
+def test_padded_rows_are_not_asked_whether_they_are_packed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the last part fails, transformers does not ask any more."""
+    asked: list[int] = []
+    own = masking_utils.find_packed_sequence_indices
+
+    def count(positions: torch.Tensor) -> torch.Tensor | None:
+        asked.append(positions.numel())
+        return own(positions)
+
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", count)
+    model, ids = llama(), torch.arange(1, 9)[None]
+    with torch.no_grad(), compat.rows_known_as_padded():
+        found = model(input_ids=ids, use_cache=False).logits
+    assert asked == []
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids, use_cache=False).logits, found)
+    assert asked == [8]

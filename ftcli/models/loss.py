@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ftcli.compat import rows_known_as_padded
 from ftcli.errors import ModelError
 from ftcli.kernels.attention import attention_for
 from ftcli.kernels.autocast import autocast_type
@@ -142,7 +143,8 @@ def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     """What the head reads at the ids [rows, tokens, hidden], without virtual tokens."""
     network = causal_model(model)
     if batch.layout is None:
-        found = head_input(network, backbone_inputs(model, batch.input_ids))
+        with rows_known_as_padded():
+            found = head_input(network, backbone_inputs(model, batch.input_ids))
         return found[:, -batch.input_ids.shape[1] :]
     assert not virtual_tokens(model)
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.positions, "use_cache": False}

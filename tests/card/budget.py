@@ -16,7 +16,6 @@ Cost = dict[str, float]
 
 BUDGET = Path(__file__).with_name("budget.json")
 MOST_SYNCS = 3  # of a step but the last: is the loss finite, the norm of the gradient, the loss
-LIBRARY = "masking_utils.py"
 IMPOSSIBLE = {
     ("mixtral", "full"): "torch's fake tensors multiply experts in bf16 alone",
     ("mixtral", "bottleneck"): "refused: its MLP has no last linear layer",
@@ -42,9 +41,8 @@ def problems(job_of: Jobs, family: str, method: str, **keys: Any) -> list[str]:
         return [f"error: {type(error).__name__}"]
     found = [f"stray: {each}" for each in step.strays]
     found += [f"copy: {each}" for each in step.copies]
-    syncs = own_syncs(step)
-    if len(syncs) > MOST_SYNCS:
-        found += [f"sync: {each}" for each in syncs]
+    if len(step.syncs) > MOST_SYNCS:
+        found += [f"sync: {each}" for each in step.syncs]
     found += [f"type: {each}" for each in step.product_types if each != "bfloat16"]
     budget = json.loads(BUDGET.read_text())[f"{family} {method}"]
     for name, value in cost(step).items():
@@ -52,12 +50,6 @@ def problems(job_of: Jobs, family: str, method: str, **keys: Any) -> list[str]:
         if value > most:
             found.append(f"{name}: {value:.0f}, and {most} is the budget")
     return found
-
-
-def own_syncs(step: Counts) -> list[str]:
-    """Without transformers' question whether padded rows are packed ones: one a micro-batch, in
-    `find_packed_sequence_indices`, unless the attention has no masks, as that of packed rows."""
-    return [each for each in step.syncs if LIBRARY not in each]
 
 
 def cost(step: Counts) -> Cost:
