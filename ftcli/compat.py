@@ -120,45 +120,38 @@ def stay_in_place(module: nn.Module) -> None:
 
 
 @contextmanager
-def rows_known_as_padded() -> Iterator[None]:
+def replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
+    """A function or class of a library replaced within the block."""
+    own = getattr(owner, name)
+    setattr(owner, name, other)
+    try:
+        yield
+    finally:
+        setattr(owner, name, own)
+
+
+def rows_known_as_padded() -> AbstractContextManager[None]:
     """Within the block transformers does not ask whether rows are packed: it would read the
     positions, for which the host waits (5.24, masking_utils.py)."""
     from transformers import masking_utils
 
-    own = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda *_: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = own
+    return replaced(masking_utils, "find_packed_sequence_indices", lambda *_: None)
 
 
-@contextmanager
-def no_placement_hooks() -> Iterator[None]:
+def no_placement_hooks() -> AbstractContextManager[None]:
     """Within the block, a model whose device map names several devices gets no hooks of accelerate,
     which would copy whole modules to the GPU for each of their calls."""
     from transformers import modeling_utils
 
-    own = modeling_utils.accelerate_dispatch
-    modeling_utils.accelerate_dispatch = lambda *_: None
-    try:
-        yield
-    finally:
-        modeling_utils.accelerate_dispatch = own
+    return replaced(modeling_utils, "accelerate_dispatch", lambda *_: None)
 
 
-@contextmanager
-def plain_falcon_layers() -> Iterator[None]:
+def plain_falcon_layers() -> AbstractContextManager[None]:
     """Within the block, Falcon's linear layers are torch's own: they compute the same, and
     transformers 5.24 quantises no subclass (integrations/bitsandbytes.py)."""
     from torch import nn
 
-    falcon: Any = import_module(FALCON)
-    own, falcon.FalconLinear = falcon.FalconLinear, nn.Linear
-    try:
-        yield
-    finally:
-        falcon.FalconLinear = own
+    return replaced(import_module(FALCON), "FalconLinear", nn.Linear)
 
 
 def fake_tensors() -> AbstractContextManager[object]:

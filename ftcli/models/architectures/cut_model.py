@@ -20,13 +20,12 @@ from transformers import (
     AttentionMaskInterface,
     PreTrainedConfig,
     PreTrainedModel,
-    masking_utils,
 )
 from transformers.initialization import no_init_weights
 from transformers.integrations import sdpa_attention
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from ftcli.compat import attention_name, attention_named
+from ftcli.compat import attention_name, attention_named, replaced, rows_known_as_padded
 from ftcli.errors import ModelError
 from ftcli.kernels.experts import use_own_experts
 from ftcli.memory.architecture import MLP, Attention, Way
@@ -94,17 +93,6 @@ def build_model(kind: Any, config: PreTrainedConfig, way: Way) -> PreTrainedMode
     return model.train()
 
 
-@contextmanager
-def _replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
-    """A function of a library replaced within the block."""
-    own = getattr(owner, name)
-    setattr(owner, name, other)
-    try:
-        yield
-    finally:
-        setattr(owner, name, own)
-
-
 def _casts_in_place() -> AbstractContextManager[None]:
     """Within the block, `to` casts fake tensors: torch 2.13 refuses to swap them (modules that
     keep a type of their own: DeepSeek V4's norms)."""
@@ -112,7 +100,7 @@ def _casts_in_place() -> AbstractContextManager[None]:
     def cast(one: Tensor, other: Tensor) -> None:
         one.data = other.data
 
-    return _replaced(torch.utils, "swap_tensors", cast)
+    return replaced(torch.utils, "swap_tensors", cast)
 
 
 def stack_of(model: PreTrainedModel) -> str:
@@ -296,10 +284,10 @@ def _counted_attention(
     AttentionMaskInterface.register(NAME, mask)
     ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = mask
     with (
-        _replaced(F, "scaled_dot_product_attention", sdpa),
-        _replaced(sdpa_attention, "repeat_kv", repeat_kv),
+        replaced(F, "scaled_dot_product_attention", sdpa),
+        replaced(sdpa_attention, "repeat_kv", repeat_kv),
         # Whether rows are packed is read from the values of positions, which fake tensors lack.
-        _replaced(masking_utils, "find_packed_sequence_indices", lambda *_: None),
+        rows_known_as_padded(),
         attention_named(model, NAME) if eager else nullcontext(),
     ):
         try:
@@ -317,7 +305,7 @@ def _counted_experts() -> AbstractContextManager[None]:
         found: Tensor = GroupedProduct.apply(rows, weights)
         return found
 
-    return _replaced(F, "grouped_mm", grouped_mm)
+    return replaced(F, "grouped_mm", grouped_mm)
 
 
 @contextmanager
